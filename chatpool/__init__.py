@@ -1,0 +1,63 @@
+"""Send many prompts to an OpenAI-compatible chat API from plain threaded code.
+
+>>> from chatpool import ChatPool
+>>> answers = ChatPool(max_workers=20).map(prompts)  # doctest: +SKIP
+"""
+
+import logging
+
+from ._settings import DEFAULT_MODEL
+from ._version import __version__
+from .errors import (
+    APIConnectionError,
+    APIStatusError,
+    APITimeoutError,
+    AuthenticationError,
+    BadRequestError,
+    CallError,
+    ChatPoolError,
+    ConfigurationError,
+    ConflictError,
+    DeadlineError,
+    InternalServerError,
+    InvalidResponseError,
+    NotFoundError,
+    NotSentError,
+    ParseError,
+    PermissionDeniedError,
+    PoolClosedError,
+    QuotaExceededError,
+    RateLimitError,
+)
+from .pool import ChatPool
+from .results import Answers, ChatResult, Usage
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "APIConnectionError",
+    "APIStatusError",
+    "APITimeoutError",
+    "Answers",
+    "AuthenticationError",
+    "BadRequestError",
+    "CallError",
+    "ChatPool",
+    "ChatPoolError",
+    "ChatResult",
+    "ConfigurationError",
+    "ConflictError",
+    "DeadlineError",
+    "InternalServerError",
+    "InvalidResponseError",
+    "NotFoundError",
+    "NotSentError",
+    "ParseError",
+    "PermissionDeniedError",
+    "PoolClosedError",
+    "QuotaExceededError",
+    "RateLimitError",
+    "Usage",
+    "__version__",
+]
+
+logging.getLogger("chatpool").addHandler(logging.NullHandler())

@@ -1,0 +1,7 @@
+"""``python -m chatpool`` is the command ``chatpool``."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,231 @@
+"""What one process needs to make calls: Session, limits, threads; and one call, step by step."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import logging
+import os
+import threading
+import time
+import weakref
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+from ._call import Call, Parse
+from ._limits import BACK_OFF, Governor
+from ._messages import build_body, encode, estimate_tokens
+from ._replies import Reply, check_answer, read_completion
+from ._retry import TryAgain, delay_before_retry, is_fatal_for_all, is_transient, persist
+from ._runs import FutureRun, Run
+from ._settings import Settings
+from ._threads import Watch, Workers, in_worker
+from ._transport import Transport
+from .errors import CallError, NotSentError, ParseError, PoolClosedError, RateLimitError
+from .results import ChatResult
+
+if TYPE_CHECKING:
+    from requests import Session
+
+_logger = logging.getLogger("chatpool")
+
+_MOST_SENDS = 5  # times max_tries: so often a prompt is sent at most, refusals for rate included
+
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+_abandoned: list[object] = []  # a parent process's Sessions: closing them could wait for a lock that nobody holds here
+
+
+class Engine:
+    """Everything of a pool that must not cross a fork. Made in each process at the first use, starts nothing itself."""
+
+    def __init__(self, settings: Settings, session: Session | None, user_agent: str) -> None:
+        self.pid = os.getpid()
+        self._settings = settings
+        self._governor = Governor(
+            settings.max_workers,
+            requests_per_minute=settings.requests_per_minute,
+            tokens_per_minute=settings.tokens_per_minute,
+            longest_wait=settings.max_wait,
+        )
+        self._transport = Transport(settings, session, user_agent)
+        self._workers = Workers(settings.max_workers)
+        self._watch = Watch()
+        self._runs: set[Run] = set()
+        self._closed = False
+        self._finalizer = weakref.finalize(self, _release, self.pid, self._watch, self._transport)
+        self._finalizer.atexit = False
+        _engines.add(self)
+
+    def start(self, run: Run, jobs: int, *, inline: bool = False) -> None:
+        """Let the workers take so many jobs of a run; ``inline``: make them here and now, in this thread.
+
+        A worker makes them itself in any case: if it waited for other workers, it might wait for ever.
+        """
+        if self._closed:
+            raise PoolClosedError("this pool is closed; make a new one")
+        self._runs.add(run)
+        inline = inline or in_worker()
+        if not inline or jobs > 1:
+            self._workers.offer(run, jobs)
+        if inline or not self._workers.alive:  # no thread could be started
+            while (job := run.next_job()) is not None:
+                job()
+
+    def end(self, run: Run) -> None:
+        """Forget a run."""
+        self._runs.discard(run)
+
+    def futures(self) -> list[Future[ChatResult]]:
+        """Return what was submitted and is not done."""
+        return [run.future for run in list(self._runs) if isinstance(run, FutureRun)]
+
+    def close(self) -> None:
+        """Give up what is under way, end the threads, close the connections."""
+        self._closed = True
+        self.give_up(list(self._runs), "the pool was closed")
+        self._watch.close()
+        self._workers.close()
+        self._watch.join()
+        self._transport.close()
+
+    def give_up(self, runs: list[Run], why: str) -> None:
+        """Stop runs at once, cutting what is on the wire."""
+        for run in runs:
+            run.stop(lambda: NotSentError(f"given up: {why}"), cut=True)
+
+    def give_up_at_exit(self) -> None:
+        """Stop the runs that nobody waits for any more, now that the main thread is through."""
+        self.give_up([run for run in list(self._runs) if not _is_awaited(run)], "the interpreter is exiting")
+
+    def complete(self, run: Run, call: Call) -> ChatResult:
+        """Carry a call through its tries to its outcome."""
+        error: CallError | None = None
+        try:
+            self._prepare(run, call)
+            persist(lambda: self._attempt(call))
+        except TryAgain as last:
+            error = call.stopped or last.error
+        except CallError as final:
+            error = final
+        if error is None:
+            self._governor.answered()
+        elif is_fatal_for_all(error):
+            run.stop(functools.partial(_not_sent, error), cut=False)
+        if error is not None:
+            _logger.warning("prompt %d failed: %s", call.index, _name(error))
+        return call.result(error)
+
+    def _prepare(self, run: Run, call: Call) -> None:
+        settings = self._settings
+        body = build_body(call.prompt, model=settings.model, system=settings.system, params=run.params)
+        call.payload = encode(body, f"prompt {call.index}")
+        if settings.tokens_per_minute:
+            call.tokens = estimate_tokens(call.payload, body)
+
+    def _attempt(self, call: Call) -> None:
+        """Make one try. Sets the call's value, or raises TryAgain or the final error."""
+        error: CallError | None = None
+        try:
+            self._judge(call, self._exchange(call))
+        except CallError as failure:
+            error = failure
+        if error is not None:  # outside the except block, so that nothing hangs on the error as its context
+            raise self._verdict(call, error)
+
+    def _exchange(self, call: Call) -> Reply:
+        """Send the request and read the reply, holding a place in flight for just so long."""
+        try:
+            self._governor.enter(call)
+            call.begin_try(self._governor.answers)
+            self._watch.add(call)
+            return self._transport.send(call)
+        finally:
+            self._watch.discard(call)
+            self._governor.leave(call)
+
+    def _judge(self, call: Call, reply: Reply) -> None:
+        """Take the answer out of a reply, and tell the governor what the reply says of the limits."""
+        call.request_id = reply.request_id
+        try:
+            call.completion = completion = read_completion(reply)
+        except RateLimitError as refusal:
+            if is_transient(refusal) and (refusal.retry_after or 0) <= self._settings.max_wait:
+                self._governor.refused(call, refusal.retry_after)
+            raise
+        except CallError:
+            self._governor.taken(call, None)
+            raise
+        self._governor.taken(call, completion.usage.total_tokens if completion.usage else None)
+        check_answer(reply, completion)
+        call.value = completion.text if call.parse is None else self._parse(call.parse, completion.text)
+
+    def _parse(self, parse: Parse, text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as refusal:
+            told, name = self._transport.redact(str(refusal)), type(refusal).__name__
+        raise ParseError(f"parse refused the answer: {name}: {told}", code=name)
+
+    def _verdict(self, call: Call, error: CallError) -> Exception:
+        """Return TryAgain with the wait for it if another try is due, else the error that ends the call."""
+        settings = self._settings
+        call.last_error = error
+        refused = isinstance(error, RateLimitError)
+        # A refusal for rate costs nothing as long as the pool gets on; it shows only that we are many.
+        call.tries += not (refused and self._governor.answers > call.answers_seen)
+        if call.stopped is not None or not is_transient(error):
+            return error
+        if call.tries >= settings.max_tries or call.attempts >= _MOST_SENDS * settings.max_tries:
+            return error
+        delay = delay_before_retry(error, call.tries, settings.max_wait)
+        if delay > settings.max_wait:
+            return error
+        if refused:
+            delay = 0.0  # the governor holds the whole pool back for that long
+        if time.monotonic() + delay >= call.ends:
+            return call.past_deadline() if call.ends == call.deadline else error
+        _logger.info("prompt %d: try %d failed (%s), next in %.2f s", call.index, call.attempts, _name(error), delay)
+        return TryAgain(error, lambda: self._back_off(call, delay))
+
+    def _back_off(self, call: Call, delay: float) -> bool:
+        if delay == 0:
+            return call.stopped is None
+        with self._workers.away():
+            return call.pause(delay, BACK_OFF)
+
+
+def _name(error: CallError) -> str:
+    """What may be logged of an error: not its message, which can quote the prompt."""
+    words = (type(error).__name__, error.status_code, error.code, error.request_id)
+    return " ".join(str(word) for word in words if word is not None)
+
+
+def _is_awaited(run: Run) -> bool:
+    owner = run.owner
+    return owner is not None and owner.is_alive() and not owner.daemon and owner is not threading.main_thread()
+
+
+def _not_sent(cause: CallError) -> NotSentError:
+    error = NotSentError(f"not sent, because no call can succeed: {cause}", code=cause.code)
+    error.__cause__ = cause
+    return error
+
+
+def _release(pid: int, watch: Watch, transport: Transport) -> None:
+    """Let go of what a collected engine held, in the process that made it."""
+    if os.getpid() != pid:
+        _abandoned.append(transport)
+        return
+    watch.close()
+    transport.close()
+
+
+def _give_up_at_exit() -> None:
+    for engine in list(_engines):
+        if engine.pid == os.getpid():
+            engine.give_up_at_exit()
+
+
+# Executors' threads are joined before atexit's functions run, and no public hook comes earlier. This one is run in
+# reverse order of registration, so before the joining, which concurrent.futures registered when it was imported.
+getattr(threading, "_register_atexit", atexit.register)(_give_up_at_exit)

@@ -1,0 +1,252 @@
+"""When the next request may leave: places in flight, the server's cool-down, an adaptive pace, budgets. No HTTP.
+
+The law (``Pace``): a refusal for rate pauses the whole pool for the server's delay. When the pause is over, requests
+leave one by one at 0.85 of the rate at which the server took them since the last pause, that pause included, which is
+what it can sustain; from there the rate grows by a twentieth a second until the next refusal. Nothing of this is in
+force before the first refusal.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+
+from ._call import Call
+from .errors import NotSentError
+
+# Names of what holds a call back, as the summary shows them.
+PLACES = "max_workers"
+COOL_DOWN = "the server's rate limit (cool-down)"
+PACE = "the server's rate limit (pace)"
+REQUESTS = "requests_per_minute"
+TOKENS = "tokens_per_minute"
+BACK_OFF = "back-off after failures"
+
+_CUT = 0.85  # of the measured rate, at each episode of refusals
+_GROWTH = 0.05  # of the cut rate, each second
+_FORGET = 4.0  # times the cut rate: a limit so much higher is another limit
+_FIRST_COOL_DOWN = 1.0  # seconds, where a refusal names no delay; doubles with each further one
+_WINDOW = 60.0  # seconds over which the rate is measured; older counts fade
+_BURST = 1.0  # seconds' worth of a budget that may leave at once
+
+
+class Pace:
+    """The control law: pure arithmetic on the times it is given."""
+
+    def __init__(self) -> None:
+        self.not_before = -math.inf  # the end of the cool-down
+        self.rate: float | None = None  # requests a second; None: no limit was met
+        self._next = -math.inf  # when the next request may leave
+        self._since: float | None = None  # since when ``_taken`` counts
+        self._taken = 0.0  # requests that the server took
+        self._sent_at = -math.inf
+        self._cut_at = -math.inf  # the last episode's first refusal
+        self._cut_due = False  # the pause of an episode is not over yet
+        self._base = 0.0  # the rate after the latest cut
+        self._grown_at = 0.0
+        self._silent = 0  # refusals in a row that named no delay
+
+    def delay(self, now: float) -> tuple[float, str]:
+        """Return the seconds until the next request may leave, 0 if it may now, and what it waits for."""
+        if now < self.not_before:
+            return self.not_before - now, COOL_DOWN
+        if self._cut_due:
+            self._cut(now)
+        if self.rate is not None:
+            self._grow(now)
+        return max(0.0, self._next - now), PACE
+
+    def sent(self, now: float) -> None:
+        """Note that a request leaves."""
+        if self._since is None or (now - self._sent_at > _WINDOW and not self._cut_due):
+            self._since, self._taken = now, 0.0
+        elif now - self._since > 2 * _WINDOW:
+            self._since, self._taken = (self._since + now) / 2, self._taken / 2
+        self._sent_at = now
+        if self.rate is not None:
+            self._next = max(self._next, now) + 1 / self.rate
+
+    def taken(self, now: float) -> None:
+        """Note that the server took a request, whatever came of it."""
+        self._taken += 1
+        self._silent = 0
+
+    def refused(self, now: float, sent_at: float, delay: float | None, longest: float) -> None:
+        """Note a refusal of a request sent at ``sent_at``; the server asked for ``delay`` seconds, or named none."""
+        new_episode = sent_at > self._cut_at and not self._cut_due
+        if delay is None:
+            delay = min(_FIRST_COOL_DOWN * 2**min(self._silent, 16), longest)
+            self._silent += new_episode
+        self.not_before = max(self.not_before, now + delay)
+        if new_episode:
+            self._cut_at, self._cut_due = now, True
+
+    def _cut(self, now: float) -> None:
+        span = max(now - self._since, 1e-3) if self._since is not None else 1.0
+        self._base = self.rate = _CUT * max(self._taken, 1) / span
+        self._cut_due, self._since, self._taken = False, now, 0.0
+        self._next, self._grown_at = now, now
+
+    def _grow(self, now: float) -> None:
+        assert self.rate is not None
+        self.rate += _GROWTH * self._base * (now - self._grown_at)
+        self._grown_at = now
+        if self.rate > _FORGET * self._base:
+            self.rate, self._next = None, -math.inf
+
+
+class Budget:
+    """So much a minute, evenly: at most a second's share at once. A larger need is met when the bucket is full.
+
+    What is taken beyond the level is a debt that later needs wait out, so the average holds in any case.
+    """
+
+    def __init__(self, per_minute: float) -> None:
+        self._per_second = per_minute / 60
+        self._size = max(1.0, self._per_second * _BURST)
+        self._level = self._size
+        self._filled_at: float | None = None
+
+    def delay(self, now: float, need: float) -> float:
+        """Return the seconds until ``need`` may be taken."""
+        if self._filled_at is not None:
+            self._level = min(self._size, self._level + (now - self._filled_at) * self._per_second)
+        self._filled_at = now
+        return max(0.0, (min(need, self._size) - self._level) / self._per_second)
+
+    def take(self, need: float) -> None:
+        """Take ``need``; a negative one gives back."""
+        self._level -= need
+
+
+class Governor:
+    """Asked before every request of a pool. One queue, first come, first served; only its head looks at the gates."""
+
+    def __init__(
+        self,
+        places: int,
+        *,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
+        longest_wait: float = math.inf,
+    ) -> None:
+        self._lock = threading.Lock()  # held for arithmetic only, never while waiting
+        self._free = places
+        self._queue: deque[Call] = deque()
+        self._pace = Pace()
+        self._requests = Budget(requests_per_minute) if requests_per_minute else None
+        self._tokens = Budget(tokens_per_minute) if tokens_per_minute else None
+        self._tokens_per_minute = tokens_per_minute
+        self._longest_wait = longest_wait
+        self.answers = 0  # calls of this pool answered so far
+
+    def enter(self, call: Call) -> None:
+        """Wait until the call may send, and take a place; pair it with ``leave``.
+
+        Raises what stopped the call, if it was stopped or its time ran out, or NotSentError for a call that is
+        larger than the whole budget.
+        """
+        self._refuse_oversize(call)
+        try:
+            _raise_if_over(call)
+            with self._lock:
+                if not self._queue and self._try_admit(call)[0] == 0:
+                    return
+                self._queue.append(call)
+            self._wait_turn(call)
+        finally:
+            with self._lock:
+                if call in self._queue:  # stopped, or interrupted
+                    self._queue.remove(call)
+                self._ring_head()
+
+    def leave(self, call: Call) -> None:
+        """Give the call's place back, if it has one."""
+        with self._lock:
+            if call.has_place:
+                call.has_place = False
+                self._free += 1
+                self._ring_head()
+
+    def answered(self) -> None:
+        """Note an answer."""
+        with self._lock:
+            self.answers += 1
+
+    def taken(self, call: Call, tokens: int | None) -> None:
+        """Note that the server took the call's request, and how many tokens it really used."""
+        now = time.monotonic()
+        with self._lock:
+            self._pace.taken(now)
+            if self._tokens and tokens is not None:
+                self._tokens.take(tokens - call.tokens)
+
+    def refused(self, call: Call, delay: float | None) -> None:
+        """Note a refusal for rate; the server asked for ``delay`` seconds, or named none."""
+        now = time.monotonic()
+        with self._lock:
+            self._pace.refused(now, call.sent_at, delay, self._longest_wait)
+            if self._tokens:
+                self._tokens.take(-call.tokens)
+            self._ring_head()
+
+    def _refuse_oversize(self, call: Call) -> None:
+        if self._tokens_per_minute and call.tokens > self._tokens_per_minute:
+            raise NotSentError(
+                f"this prompt needs about {call.tokens:,} tokens, "
+                f"more than tokens_per_minute={self._tokens_per_minute:,} allows in a whole minute",
+                code="over_budget",
+            )
+
+    def _wait_turn(self, call: Call) -> None:
+        while True:
+            call.bell.clear()
+            with self._lock:
+                first = self._queue[0] is call
+                delay, cause = self._try_admit(call) if first else (math.inf, self._cause())
+                if delay == 0:
+                    self._queue.popleft()
+                    return
+            _raise_if_over(call)
+            call.wait(delay, cause)
+
+    def _try_admit(self, call: Call) -> tuple[float, str]:
+        """Under the lock: take everything the call needs and return 0, or how long it has to wait, and for what."""
+        now = time.monotonic()
+        delay, cause = self._gates(now, call)
+        if delay == 0:
+            self._free -= 1
+            call.has_place = True
+            self._pace.sent(now)
+            if self._requests:
+                self._requests.take(1)
+            if self._tokens:
+                self._tokens.take(call.tokens)
+        return delay, cause
+
+    def _gates(self, now: float, call: Call) -> tuple[float, str]:
+        waits = [self._pace.delay(now)]
+        if self._requests:
+            waits.append((self._requests.delay(now, 1), REQUESTS))
+        if self._tokens:
+            waits.append((self._tokens.delay(now, call.tokens), TOKENS))
+        if self._free <= 0:
+            waits.append((math.inf, PLACES))
+        return max(waits)
+
+    def _cause(self) -> str:
+        return self._gates(time.monotonic(), self._queue[0])[1]
+
+    def _ring_head(self) -> None:
+        if self._queue:
+            self._queue[0].bell.set()
+
+
+def _raise_if_over(call: Call) -> None:
+    if call.stopped is not None:
+        raise call.stopped
+    now = time.monotonic()
+    if now >= call.ends:
+        raise call.last_error if call.last_error and now < call.deadline else call.out_of_time(now)

@@ -1,0 +1,78 @@
+"""Prompt → request body. Pure: no I/O, no clock."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Union
+
+Prompt = Union[str, list[dict[str, Any]], dict[str, Any]]
+
+
+def check_prompts(prompts: Any) -> None:
+    """Refuse what can be iterated but is no series of prompts, such as one lone prompt."""
+    if isinstance(prompts, (str, bytes, Mapping)):
+        raise TypeError(
+            f"prompts is one {type(prompts).__name__}, not a series of prompts; "
+            "put it in a list, or send a single prompt with ask()"
+        )
+    if not isinstance(prompts, Iterable):
+        raise TypeError(f"prompts must be an iterable of prompts, not {type(prompts).__name__}")
+
+
+def check_prompt(prompt: Any, index: int) -> None:
+    """Raise TypeError, with the index, for what can be no prompt, or ValueError for what JSON cannot carry."""
+    if isinstance(prompt, str):
+        return
+    if isinstance(prompt, dict):
+        if "messages" not in prompt:
+            hint = "; a single message goes in a list" if "role" in prompt else ""
+            raise TypeError(f"prompt {index}: a dict prompt holds body fields and needs 'messages'{hint}")
+    elif isinstance(prompt, list):
+        if not prompt or not all(isinstance(message, dict) for message in prompt):
+            raise TypeError(f"prompt {index}: a list prompt must be a non-empty list of message dicts")
+    else:
+        raise TypeError(
+            f"prompt {index}: a prompt is a str, a list of message dicts or a dict of body fields, "
+            f"not {type(prompt).__name__}"
+        )
+    encode(prompt, f"prompt {index}")
+
+
+def build_body(
+    prompt: Any, *, model: str, system: str | None, params: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Put a request body together: the prompt's own fields override ``params``, which override the rest."""
+    body: dict[str, Any] = {"model": model, **params}
+    if isinstance(prompt, dict):
+        body.update(prompt)
+    elif isinstance(prompt, list):
+        body["messages"] = prompt
+    else:
+        lead = [{"role": "system", "content": system}] if system is not None else []
+        body["messages"] = [*lead, {"role": "user", "content": prompt}]
+    return body
+
+
+def encode(value: Any, name: str) -> bytes:
+    """Return JSON bytes; a TypeError or ValueError names what cannot be sent.
+
+    Escapes to ASCII, so that a lone surrogate in a prompt cannot break the request, and refuses NaN, which is no JSON.
+    """
+    try:
+        return json.dumps(value, allow_nan=False, separators=(",", ":")).encode("ascii")
+    except TypeError as error:
+        raise TypeError(f"{name} cannot be sent as JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} cannot be sent as JSON: {error}") from None
+
+
+def estimate_tokens(payload: bytes, body: Mapping[str, Any]) -> int:
+    """Guess what a request will cost: a token for four bytes, and as many for the answer as it may have.
+
+    Four characters of English a token is OpenAI's own rule of thumb; JSON's escapes bring other scripts near theirs.
+    """
+    longest = body.get("max_completion_tokens") or body.get("max_tokens") or 0
+    copies = body.get("n") or 1
+    answer = longest * copies if isinstance(longest, int) and isinstance(copies, int) else 0
+    return len(payload) // 4 + answer

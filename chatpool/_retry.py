@@ -1,0 +1,93 @@
+"""What is worth another try, and how long to wait for it. The only home of backoff."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Generator
+from typing import Any, Callable, TypeVar
+
+import backoff
+
+from .errors import (
+    APIConnectionError,
+    APIStatusError,
+    AuthenticationError,
+    CallError,
+    InvalidResponseError,
+    ParseError,
+    PermissionDeniedError,
+    QuotaExceededError,
+)
+
+_T = TypeVar("_T")
+
+_FIRST_WAIT = 0.5  # seconds, doubled for each further try
+_LONGEST_OWN_WAIT = 20.0  # seconds; a server may ask for more, up to max_wait
+
+# 408, 409, >= 500: as OpenAI's SDK. 425: RFC 8470. 498: Groq's word for "no capacity just now".
+_TRANSIENT_STATUSES = frozenset({408, 409, 425, 429, 498})
+_PERMANENT_CONNECTION_CODES = frozenset({"certificate_verify_failed", "no_tls", "cannot_connect", "max_time"})
+_PERMANENT_RESPONSE_CODES = frozenset({"refusal", "content_filter", "length", "too_large"})
+_ACCOUNT_WORDS = ("key", "project", "organization", "organisation", "account", "country")
+
+
+def is_transient(error: CallError) -> bool:
+    """Whether the same request may succeed later. The server's own word (``x-should-retry``) comes first."""
+    if error.should_retry is not None:
+        return error.should_retry
+    if isinstance(error, QuotaExceededError):
+        return False
+    if isinstance(error, APIStatusError):
+        status = error.status_code or 0
+        return status in _TRANSIENT_STATUSES or status >= 500
+    if isinstance(error, APIConnectionError):
+        return error.code not in _PERMANENT_CONNECTION_CODES
+    if isinstance(error, InvalidResponseError):
+        return error.code not in _PERMANENT_RESPONSE_CODES
+    return isinstance(error, ParseError)
+
+
+def is_fatal_for_all(error: CallError) -> bool:
+    """Whether no other prompt can survive this either: the key, the account, or the certificate is at fault."""
+    if isinstance(error, (AuthenticationError, QuotaExceededError)):
+        return True
+    if isinstance(error, PermissionDeniedError):
+        told = f"{error.code} {error}".lower()
+        return any(word in told for word in _ACCOUNT_WORDS)
+    return isinstance(error, APIConnectionError) and error.code == "certificate_verify_failed"
+
+
+def delay_before_retry(error: CallError, tries: int, max_wait: float) -> float:
+    """Return the seconds to wait after so many tries: the server's word if it gave one, else full jitter.
+
+    Full jitter: a random share of an exponentially growing bound ("Exponential Backoff And Jitter", AWS
+    Architecture Blog, 2015). A kept connection that turned out closed is no reason to wait.
+    """
+    if error.code == "stale_connection":
+        return 0.0
+    if error.retry_after is not None:
+        return error.retry_after
+    bound = min(_FIRST_WAIT * 2.0 ** min(tries - 1, 32), _LONGEST_OWN_WAIT, max_wait)
+    return random.uniform(0, bound)
+
+
+class TryAgain(Exception):
+    """A try failed in a way that another may mend. ``wait`` waits for it; False means that there will be none."""
+
+    def __init__(self, error: CallError, wait: Callable[[], bool]) -> None:
+        super().__init__()
+        self.error = error
+        self.wait = wait
+
+
+def _waits() -> Generator[Any, TryAgain, None]:
+    """Wait here, where it can be woken, and tell backoff to sleep no more. To end is to give up."""
+    again = yield
+    while again.wait():
+        again = yield 0
+
+
+@backoff.on_exception(_waits, TryAgain, jitter=None, logger=None)  # type: ignore[arg-type]  # it sends, too
+def persist(attempt: Callable[[], _T]) -> _T:
+    """Make attempts until one returns, raises something final, or the wait for the next one is called off."""
+    return attempt()

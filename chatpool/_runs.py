@@ -1,0 +1,181 @@
+"""A run: the calls of one map, imap, submit or ask, from the first that is handed out to the last that is done."""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import math
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
+from typing import Any, Callable, Protocol
+
+from ._call import PAST_DEADLINE, Call, Parse, unsent
+from ._threads import Job
+from .errors import CallError, DeadlineError
+from .results import ChatResult
+
+Indexed = tuple[int, Any]  # a prompt's index and the prompt
+Reason = Callable[[], CallError]  # makes the error of each call that is given up
+
+
+class Completes(Protocol):
+    """What makes the calls of a run."""
+
+    def complete(self, run: Run, call: Call) -> ChatResult:
+        """Carry a call through to its outcome."""
+
+
+class Run:
+    """Hands out its prompts as jobs, one thread each, and gathers the results for the one thread that wants them."""
+
+    def __init__(
+        self,
+        engine: Completes,
+        *,
+        params: Mapping[str, Any],
+        max_time: float | None = None,
+        parse: Parse | None = None,
+        deadline: float | None = None,
+    ) -> None:
+        self._engine = engine
+        self.params, self.parse, self._max_time = params, parse, max_time
+        self.began = time.monotonic()
+        self.deadline = math.inf if deadline is None else self.began + deadline
+        self.owner: threading.Thread | None = threading.current_thread()
+        self.waits: Counter[str] = Counter()  # seconds that calls waited, by cause
+        self.retries = 0
+        self._context = contextvars.copy_context()
+        self._changed = threading.Condition()  # guards all that follows
+        self._todo: deque[Indexed] = deque()
+        self._under_way: set[Call] = set()
+        self._done: deque[ChatResult] = deque()
+        self._wanted = math.inf  # done results that the gathering thread waits for
+        self._verdict: Reason | None = None  # why nothing more is sent
+        self._bug: BaseException | None = None
+
+    def add(self, prompts: Iterable[Indexed]) -> int:
+        """Take prompts in; return how many wait to be handed out."""
+        with self._changed:
+            self._todo.extend(prompts)
+            waiting = len(self._todo)
+            verdict = self._verdict
+        if verdict is not None:
+            self.stop(verdict, cut=False)
+        return waiting
+
+    def next_job(self) -> Job | None:
+        """Return the next call as a job, or None if none is left."""
+        with self._changed:
+            if not self._todo:
+                return None
+            index, prompt = self._todo.popleft()
+            call = Call(index, prompt, parse=self.parse, max_time=self._max_time, deadline=self.deadline)
+            self._under_way.add(call)
+        # A copy each: a context can be entered by one thread only.
+        return functools.partial(self._context.copy().run, self._make, call)
+
+    def gather(self, wanted: float, timeout: float) -> list[ChatResult]:
+        """Wait until so many results are there or the time is over; return all there are. Raises a bug found.
+
+        Gives up what is left when the deadline has passed.
+        """
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            self.stop(_deadline_passed, cut=True)
+        with self._changed:
+            self._wanted = wanted
+            if self._bug is None and len(self._done) < wanted:
+                self._changed.wait(min(timeout, left))
+            self._wanted = math.inf
+            if self._bug is not None:
+                raise self._bug
+        return self.leftovers()
+
+    def leftovers(self) -> list[ChatResult]:
+        """Return the results that nobody gathered."""
+        with self._changed:
+            results = list(self._done)
+            self._done.clear()
+        return results
+
+    def stop(self, reason: Reason, *, cut: bool) -> None:
+        """Send nothing more: what was not sent is given up.
+
+        With ``cut``, what is under way is given up too, at once: its socket is cut, its result is settled here,
+        and what its thread may still bring is dropped. Without, what is on the wire may finish.
+        """
+        with self._changed:
+            self._verdict = self._verdict or reason
+            todo, under_way = list(self._todo), list(self._under_way)
+            self._todo.clear()
+        for index, prompt in todo:
+            self._settle(unsent(index, prompt, reason()))
+        for call in under_way:
+            error = reason()
+            error.__cause__ = error.__cause__ or call.last_error
+            call.stop(error, cut=cut)
+            if cut:
+                self._finish(call, call.result(call.stopped))
+
+    def abandon(self, bug: BaseException) -> None:
+        """Give everything up because of an error that is no call's own; ``gather`` raises it."""
+        with self._changed:
+            self._bug = self._bug or bug
+            self._todo.clear()
+            under_way = list(self._under_way)
+            self._changed.notify()
+        for call in under_way:
+            call.stop(CallError("given up because of another call's error"), cut=True)
+
+    def _make(self, call: Call) -> None:
+        try:
+            result = self._engine.complete(self, call)
+        except BaseException as bug:  # noqa: BLE001
+            self.abandon(bug)
+        else:
+            self._finish(call, result)
+
+    def _finish(self, call: Call, result: ChatResult) -> None:
+        with self._changed:
+            if call not in self._under_way:
+                return  # given up in the meantime
+            self._under_way.remove(call)
+            self.waits.update(call.waits)
+            self.retries += max(0, call.attempts - 1)
+        self._settle(result)
+
+    def _settle(self, result: ChatResult) -> None:
+        with self._changed:
+            self._done.append(result)
+            if len(self._done) >= self._wanted:
+                self._changed.notify()
+
+
+def _deadline_passed() -> DeadlineError:
+    return DeadlineError(PAST_DEADLINE)
+
+
+class FutureRun(Run):
+    """The run of one submit: its outcome goes into a Future, whose callbacks run outside our locks."""
+
+    def __init__(self, engine: Completes, **settings: Any) -> None:
+        super().__init__(engine, **settings)
+        self.future: Future[ChatResult] = Future()
+        self.owner = None
+
+    def next_job(self) -> Job | None:
+        """Return the call as a job, unless it is out already or its Future was cancelled."""
+        job = super().next_job()
+        return job if job is not None and self.future.set_running_or_notify_cancel() else None
+
+    def abandon(self, bug: BaseException) -> None:
+        """Hand the error to whoever waits for the Future."""
+        super().abandon(bug)
+        self.future.set_exception(bug)
+
+    def _settle(self, result: ChatResult) -> None:
+        if self.future.running() or self.future.set_running_or_notify_cancel():
+            self.future.set_result(result)

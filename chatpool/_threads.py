@@ -1,0 +1,192 @@
+"""Workers on a ThreadPoolExecutor, and a watch over the calls in flight. The only place that starts threads."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Callable, Protocol
+
+from ._call import Call
+
+Job = Callable[[], None]
+
+_TICK = 0.05  # seconds between two looks of the watch, and so how late a cut may be
+_LINGER = 20  # idle looks before the watch goes to sleep
+
+_role = threading.local()
+
+
+class Source(Protocol):
+    """Where workers get their jobs."""
+
+    def next_job(self) -> Job | None:
+        """Return the next job, or None if there is none now."""
+
+
+def in_worker() -> bool:
+    """Whether this thread is a worker of any pool. One that waits for other workers might wait for ever."""
+    return getattr(_role, "is_worker", False)
+
+
+class Workers:
+    """Threads that take jobs from several sources in turn, so that a small map is not stuck behind a large one.
+
+    At most ``size`` are at work; those that only wait (``away``) are stood in for by others.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        # With the watch: twice the size. A pool of one needs a second thread while the first waits.
+        self._most = max(2, 2 * size - 1)
+        self._lock = threading.Lock()
+        self._sources: deque[Source] = deque()
+        self._active = 0  # workers at work or about to be
+        self._total = 0  # the same and those that wait
+        self._executor = ThreadPoolExecutor(self._most, thread_name_prefix="chatpool-worker")
+
+    def offer(self, source: Source, jobs: int) -> None:
+        """Say that a source has so many jobs. Starts workers for them, as far as there may be more."""
+        with self._lock:
+            if source not in self._sources:
+                self._sources.append(source)
+            start = min(jobs, self._size - self._active, self._most - self._total)
+        for _ in range(start):
+            self._start_one()
+
+    @property
+    def alive(self) -> bool:
+        """Whether any worker is at work or about to be."""
+        return self._total > 0
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """While this worker waits, let another one work."""
+        if not in_worker():
+            yield
+            return
+        with self._lock:
+            self._active -= 1
+            wanted = bool(self._sources)
+        if wanted:
+            self._start_one()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._active += 1
+
+    def close(self) -> None:
+        """End the threads. Waits for them, unless it is called by one of them."""
+        self._executor.shutdown(wait=not in_worker())
+
+    def _start_one(self) -> None:
+        with self._lock:
+            if self._active >= self._size or self._total >= self._most:
+                return
+            self._active += 1
+            self._total += 1
+        ticket = _Ticket()
+        try:
+            self._executor.submit(self._work, ticket)
+        except RuntimeError:  # no more threads to be had, or the interpreter is going down: the others go on
+            if ticket.punch():  # the executor queues the work before it fails to start a thread
+                self._retire()
+
+    def _work(self, ticket: _Ticket) -> None:
+        if not ticket.punch():
+            return
+        _role.is_worker = True
+        while (job := self._take()) is not None:
+            job()
+            del job  # or it would live on, with its prompt and its answer, until the next one comes
+
+    def _take(self) -> Job | None:
+        with self._lock:
+            while self._sources and self._active <= self._size:
+                job = self._sources[0].next_job()
+                if job is not None:
+                    self._sources.rotate(-1)
+                    return job
+                self._sources.popleft()
+            self._active -= 1
+            self._total -= 1
+        return None
+
+    def _retire(self) -> None:
+        with self._lock:
+            self._active -= 1
+            self._total -= 1
+
+
+class _Ticket:
+    """Good for one: whoever punches it first."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def punch(self) -> bool:
+        return self._lock.acquire(blocking=False)
+
+
+class Watch:
+    """Looks at the calls in flight, from a thread of its own, and ends the tries whose time is over.
+
+    A socket's own timeout starts anew with each byte, so a server that drips would never meet it. The thread
+    starts with the first call and sleeps while there is none; it is a daemon, and holds nothing but the calls.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._calls: set[Call] = set()
+        self._thread: threading.Thread | None = None
+        self._asleep = True
+        self._bell = threading.Event()
+        self._closed = threading.Event()
+
+    def add(self, call: Call) -> None:
+        """Begin to watch a call."""
+        with self._lock:
+            self._calls.add(call)
+            if not self._asleep:
+                return
+            self._asleep = False
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="chatpool-watch", daemon=True)
+                self._thread.start()
+        self._bell.set()
+
+    def discard(self, call: Call) -> None:
+        """Watch a call no longer."""
+        with self._lock:
+            self._calls.discard(call)
+
+    def close(self) -> None:
+        """End the thread; does not wait for it."""
+        self._closed.set()
+        self._bell.set()
+
+    def join(self) -> None:
+        """Wait for the thread's end."""
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _run(self) -> None:
+        idle = 0
+        while not self._closed.wait(_TICK):
+            with self._lock:
+                calls = list(self._calls)
+                idle = 0 if calls else idle + 1
+                if idle > _LINGER:
+                    self._asleep = True
+                    self._bell.clear()
+            if idle > _LINGER:
+                self._bell.wait()
+                idle = 0
+            now = time.monotonic()
+            for call in calls:
+                if now >= call.limit:
+                    call.expire(now)

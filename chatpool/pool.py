@@ -1,0 +1,387 @@
+"""ChatPool: many prompts to an OpenAI-compatible chat API, from threads."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from concurrent.futures import Future, wait
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Callable, TypeVar
+
+from ._engine import Engine
+from ._limits import PLACES
+from ._messages import Prompt, check_prompt, check_prompts
+from ._progress import Progress
+from ._runs import FutureRun, Indexed, Run
+from ._settings import (
+    DEFAULT_MAX_TRIES,
+    DEFAULT_MAX_WAIT,
+    DEFAULT_MAX_WORKERS,
+    DEFAULT_MODEL,
+    DEFAULT_TIMEOUT,
+    Timeout,
+    check_deadline,
+    check_params,
+    check_parse,
+    has_credentials,
+    make_settings,
+)
+from ._version import __version__
+from .errors import ConfigurationError, NotSentError, PoolClosedError
+from .results import Answers, ChatResult
+
+if TYPE_CHECKING:
+    from requests import Session
+
+_READ_AHEAD = 4  # prompts that imap takes in ahead of its consumer, for each worker
+_TICK = 0.1  # seconds between two looks at the bar
+_NOTABLE = 0.1  # share of the workers' time spent waiting, from which on a limit is named
+_LONG_TICK = 0.5  # seconds; on Windows an untimed wait could not be interrupted
+
+_Parse = Callable[[str], Any]
+_Params = Mapping[str, Any]
+_R = TypeVar("_R", bound=Run)
+
+
+class ChatPool:
+    """Sends prompts to a chat API, ``max_workers`` at a time, and brings back every answer, or why there is none.
+
+    One pool can be shared by any number of threads. It starts nothing until its first use, and its threads go when
+    it is closed or collected. In a forked child, or unpickled elsewhere, it opens connections of its own.
+
+    All times are in seconds. Everything but ``max_workers`` is keyword-only:
+
+    ``max_workers``: calls in flight at most, over all uses of this pool. Default 20.
+    ``model``: the model's name. Default ``DEFAULT_MODEL``.
+    ``api_key``: default: the environment variable ``OPENAI_API_KEY``. A server other than OpenAI's may need none.
+    ``base_url``: default: ``OPENAI_BASE_URL``, else OpenAI's. May carry a query string, such as Azure's api-version.
+    ``system``: a system message put before every prompt that is a str.
+    ``params``: body parameters of every call, such as ``{"temperature": 0, "max_tokens": 200}``.
+    ``headers``: extra request headers. With credentials among them (Authorization, api-key, x-api-key), no key is
+    taken from the environment.
+    ``timeout``: (connect, read), or one number for both. read bounds the whole answer of one try. Default (5, 120).
+    ``max_tries``: tries for one prompt. Default 6. A refusal for rate (429) costs one only if nothing else of this
+    pool was answered since the last try; no prompt is sent more than 5 × ``max_tries`` times.
+    ``max_time``: for one prompt, its tries and waits together, from its first try. Default: no bound.
+    ``max_wait``: the longest wait between two tries; a server that asks for longer fails the call. Default 60.
+    ``requests_per_minute``, ``tokens_per_minute``: budgets to keep to; sends are spread evenly, with at most one
+    second's share at once.
+    ``session``: a requests.Session of your own; its proxies, CA bundle, auth, hooks and adapters are kept, but for
+    adapters of requests' own make, which the pool's replaces for its address. It is not closed with the pool.
+    ``progress``: True shows a bar on stderr, False none; None, the default, where stderr is a terminal or a notebook.
+
+    Raises ConfigurationError, which is also a ValueError, for a setting that cannot work.
+    """
+
+    def __init__(
+        self,
+        max_workers: int = DEFAULT_MAX_WORKERS,
+        *,
+        model: str = DEFAULT_MODEL,
+        api_key: str | None = None,
+        base_url: str | None = None,
+        system: str | None = None,
+        params: _Params | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: Timeout = DEFAULT_TIMEOUT,
+        max_tries: int = DEFAULT_MAX_TRIES,
+        max_time: float | None = None,
+        max_wait: float = DEFAULT_MAX_WAIT,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
+        session: Session | None = None,
+        progress: bool | None = None,
+    ) -> None:
+        self._settings = make_settings(
+            max_workers=max_workers,
+            model=model,
+            api_key=api_key,
+            base_url=base_url,
+            system=system,
+            params=params,
+            headers=headers,
+            timeout=timeout,
+            max_tries=max_tries,
+            max_time=max_time,
+            max_wait=max_wait,
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+            has_own_auth=_has_auth(session),
+        )
+        self._session = session
+        self._progress = progress
+        self._closed = False
+        # One engine for each process that uses this pool; a parent's stays here, unused, after a fork.
+        self._engines: dict[int, Engine] = {}
+
+    def map(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        params: _Params | None = None,
+        parse: _Parse | None = None,
+        deadline: float | None = None,
+        progress: bool | None = None,
+    ) -> Answers:
+        """Send every prompt and return the answers in the order of the prompts, None where a call failed.
+
+        A prompt is a str, a list of message dicts, or a dict of body fields, which overrides ``params``, which
+        overrides the pool's. ``parse`` is called with each answer's text, in a worker thread, and its value takes
+        the text's place; a ValueError from it counts as a bad answer and the call is tried again, any other
+        exception is raised here. ``deadline``: seconds from now; what is not done by then is None, with
+        DeadlineError.
+
+        Raises TypeError or ValueError for a prompt that cannot be sent, with its index, before anything is sent.
+        KeyboardInterrupt carries what was done as ``.answers``.
+        """
+        check_prompts(prompts)
+        items = list(enumerate(prompts))
+        for index, prompt in items:
+            check_prompt(prompt, index)
+        return self._map(items, self._make_run(Run, params, parse, deadline), progress)
+
+    def imap(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        params: _Params | None = None,
+        parse: _Parse | None = None,
+        deadline: float | None = None,
+        progress: bool | None = None,
+    ) -> Iterator[ChatResult]:
+        """Yield the results in the order of the prompts, while later ones are under way.
+
+        Takes any iterable, an endless one too: it is read in this thread, at most 4 × ``max_workers`` prompts ahead.
+        A prompt that cannot be sent raises when its turn comes, after all before it. Dropping the iterator gives up
+        what is under way. See ``map`` for the rest.
+        """
+        check_prompts(prompts)
+        return self._stream(prompts, self._make_run(Run, params, parse, deadline), progress, in_order=True)
+
+    def imap_unordered(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        params: _Params | None = None,
+        parse: _Parse | None = None,
+        deadline: float | None = None,
+        progress: bool | None = None,
+    ) -> Iterator[ChatResult]:
+        """Yield the results as they come in; ``ChatResult.index`` tells whose each is. Otherwise like ``imap``."""
+        check_prompts(prompts)
+        return self._stream(prompts, self._make_run(Run, params, parse, deadline), progress, in_order=False)
+
+    def submit(
+        self, prompt: Prompt, *, params: _Params | None = None, parse: _Parse | None = None
+    ) -> Future[ChatResult]:
+        """Send one prompt in the background. The Future's ``result()`` is a ChatResult also if the call failed."""
+        check_prompt(prompt, 0)
+        engine, run = self._make_run(FutureRun, params, parse, None)
+        run.future.add_done_callback(lambda _: engine.end(run))
+        engine.start(run, run.add([(0, prompt)]))
+        return run.future
+
+    def ask(self, prompt: Prompt, *, params: _Params | None = None, parse: _Parse | None = None) -> Any:
+        """Send one prompt, in this thread, and return its answer; raise its CallError if it failed."""
+        check_prompt(prompt, 0)
+        engine, run = self._make_run(Run, params, parse, None)
+        try:
+            run.add([(0, prompt)])
+            engine.start(run, 1, inline=True)
+            (result,) = run.gather(1, math.inf)
+        finally:
+            engine.end(run)
+        if result.error is not None:
+            raise result.error
+        return result.value
+
+    def retry(self, answers: Answers) -> Answers:
+        """Send only the failed prompts of ``answers`` again; return answers with their new results in place."""
+        failed = [(result.index, result.prompt) for result in answers.failures]
+        again = self._map(failed, self._make_run(Run, answers.params, answers.parse, None), None)
+        fresh = {result.index: result for result in again.results}
+        return Answers(
+            [fresh.get(result.index, result) for result in answers.results],
+            wall=answers.wall + again.wall,
+            limited_by=again.limited_by,
+            waits=Counter(answers.waits) + Counter(again.waits),
+            params=answers.params,
+            parse=answers.parse,
+        )
+
+    def close(self) -> None:
+        """Give up what is under way, end the threads and close the connections. Closing again does nothing."""
+        self._closed = True
+        engine = self._engines.pop(os.getpid(), None)
+        if engine is not None:
+            engine.close()
+
+    def __enter__(self) -> ChatPool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the pool; first wait for what was submitted, unless an exception is on its way."""
+        engine = self._engines.get(os.getpid())
+        try:
+            if kind is None and engine is not None:
+                wait(engine.futures())
+        finally:
+            self.close()
+
+    def __repr__(self) -> str:
+        settings = self._settings
+        shown = f"max_workers={settings.max_workers}, model={settings.model!r}, base_url={settings.shown_url!r}"
+        return f"ChatPool({shown})"
+
+    def _engine(self) -> Engine:
+        """Return this process's engine. setdefault is atomic, so that of many threads one makes it for all."""
+        if self._closed:
+            raise PoolClosedError("this pool is closed; make a new one")
+        pid = os.getpid()
+        engine = self._engines.get(pid)
+        if engine is None:
+            user_agent = f"chatpool/{__version__}"
+            engine = self._engines.setdefault(pid, Engine(self._settings, self._session, user_agent))
+        return engine
+
+    def _make_run(
+        self, kind: type[_R], params: _Params | None, parse: _Parse | None, deadline: float | None
+    ) -> tuple[Engine, _R]:
+        check_parse(parse)
+        engine = self._engine()
+        return engine, kind(
+            engine,
+            params={**self._settings.params, **check_params(params)},
+            parse=parse,
+            deadline=check_deadline(deadline),
+            max_time=self._settings.max_time,
+        )
+
+    def _map(self, items: list[Indexed], engine_and_run: tuple[Engine, Run], progress: bool | None) -> Answers:
+        engine, run = engine_and_run
+        results: list[ChatResult] = []
+        bar = self._bar(len(items), progress)
+        try:
+            engine.start(run, run.add(items))
+            while len(results) < len(items):
+                fresh = run.gather(len(items) - len(results), _TICK if bar.is_shown else _LONG_TICK)
+                results += fresh
+                bar.update(fresh)
+        except BaseException as error:
+            run.stop(_interrupted, cut=True)
+            if isinstance(error, KeyboardInterrupt):
+                error.answers = self._answers(run, results + run.leftovers())  # type: ignore[attr-defined]
+            raise
+        finally:
+            engine.end(run)
+            bar.close()
+        return self._answers(run, results)
+
+    def _stream(
+        self,
+        prompts: Iterable[Prompt],
+        engine_and_run: tuple[Engine, Run],
+        progress: bool | None,
+        *,
+        in_order: bool,
+    ) -> Iterator[ChatResult]:
+        engine, run = engine_and_run
+        source = _Reader(prompts)
+        window = _READ_AHEAD * self._settings.max_workers
+        ready: dict[int, ChatResult] = {}  # by index, in the order they came
+        given = 0
+        bar = self._bar(source.total, progress)
+        try:
+            while given < source.taken or not source.is_over:
+                if not source.is_over and source.taken - given < window:
+                    engine.start(run, run.add(source.take()))
+                room = source.taken - given < window and not source.is_over
+                run.owner = threading.current_thread()
+                fresh = run.gather(0 if room else 1, _LONG_TICK)
+                bar.update(fresh)
+                ready.update((result.index, result) for result in fresh)
+                while ready and (not in_order or given in ready):
+                    yield ready.pop(given if in_order else next(iter(ready)))
+                    given += 1
+            source.raise_error()
+        except KeyboardInterrupt as error:
+            run.stop(_interrupted, cut=True)
+            error.answers = self._answers(run, [*ready.values(), *run.leftovers()])  # type: ignore[attr-defined]
+            raise
+        finally:
+            run.stop(_interrupted, cut=True)
+            engine.end(run)
+            bar.close()
+
+    def _bar(self, total: int | None, progress: bool | None) -> Progress:
+        return Progress(total, self._progress if progress is None else progress)
+
+    def _answers(self, run: Run, results: list[ChatResult]) -> Answers:
+        wall = time.monotonic() - run.began
+        return Answers(
+            sorted(results, key=lambda result: result.index),
+            wall=wall,
+            limited_by=self._limit(run, len(results), wall),
+            waits=run.waits,
+            params=run.params,
+            parse=run.parse,
+        )
+
+    def _limit(self, run: Run, calls: int, wall: float) -> str:
+        """Name what held a run back: its longest wait, or the number of workers if they were busy all the time."""
+        workers = self._settings.max_workers
+        waited = sum(run.waits.values())
+        if calls > workers and waited < _NOTABLE * workers * wall:
+            return f"{PLACES}={workers}"
+        if waited > _NOTABLE * min(calls, workers) * wall:
+            return max(run.waits, key=lambda cause: run.waits[cause])
+        return "nothing"
+
+
+class _Reader:
+    """Reads the prompts of an imap one by one, and keeps an error of theirs until all before it is answered."""
+
+    def __init__(self, prompts: Iterable[Prompt]) -> None:
+        self.total = len(prompts) if isinstance(prompts, Sized) else None
+        self.taken = 0
+        self.is_over = False
+        self._prompts = iter(prompts)
+        self._error: Exception | None = None
+
+    def take(self) -> list[Indexed]:
+        """Return the next prompt with its index; nothing if there is none."""
+        try:
+            prompt = next(self._prompts)
+            check_prompt(prompt, self.taken)
+        except StopIteration:
+            self.is_over = True
+            return []
+        except Exception as error:  # noqa: BLE001 - the caller's iterable may raise anything; it gets it back
+            self.is_over, self._error = True, error
+            return []
+        self.taken += 1
+        return [(self.taken - 1, prompt)]
+
+    def raise_error(self) -> None:
+        """Raise what ended the input, if that was an error."""
+        if self._error is not None:
+            raise self._error
+
+
+def _interrupted() -> NotSentError:
+    return NotSentError("given up: the run was interrupted")
+
+
+def _has_auth(session: Session | None) -> bool:
+    """Whether a Session of the user's brings credentials."""
+    if session is None:
+        return False
+    if not hasattr(session, "prepare_request"):
+        raise ConfigurationError(f"session must be a requests.Session, not {type(session).__name__}")
+    return bool(session.auth) or has_credentials(session.headers)

@@ -1,0 +1,199 @@
+"""What comes back: one ``ChatResult`` a prompt, ``Usage`` in tokens, and ``Answers``, the list of a whole map."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import CallError, NotSentError
+
+_EXAMPLE_LENGTH = 160  # characters of an error's message in the summary
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens, as the server counted them."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.total_tokens + other.total_tokens,
+        )
+
+
+@dataclass(frozen=True)
+class ChatResult:
+    """The outcome of one prompt.
+
+    ``index``: the prompt's place in the input, from 0. ``text``: the answer's text. ``value``: ``parse(text)``,
+    or the text where no ``parse`` was given; None if the call failed. ``finish_reason``: the server's word;
+    ``"length"`` means that the answer was cut at the token limit. ``usage``: tokens, or None if the server did
+    not say. ``response``: the server's whole reply as a dict, also for a failed call where the reply was JSON.
+    ``request_id``: the server's id of the request. ``attempts``: HTTP requests sent. ``elapsed``: seconds from
+    the first of them to the outcome, waits included. ``error``: why it failed, or None.
+    """
+
+    # dataclass(slots=True) needs Python 3.10; declared by hand it forbids defaults, which nobody misses here.
+    __slots__ = (
+        "attempts",
+        "elapsed",
+        "error",
+        "finish_reason",
+        "index",
+        "prompt",
+        "request_id",
+        "response",
+        "text",
+        "usage",
+        "value",
+    )
+
+    index: int
+    prompt: Any
+    text: str | None
+    value: Any
+    finish_reason: str | None
+    usage: Usage | None
+    response: dict[str, Any] | None
+    request_id: str | None
+    attempts: int
+    elapsed: float
+    error: CallError | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the prompt was answered."""
+        return self.error is None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Before Python 3.11 a frozen class with slots does not unpickle by itself.
+        return type(self), tuple(getattr(self, name) for name in self.__dataclass_fields__)
+
+
+class Answers(list[Any]):
+    """The answers of one map, in the order of the prompts; None where a call failed.
+
+    A plain list in every respect, so ``==``, JSON and pandas work. ``results`` holds a ``ChatResult`` for every
+    prompt, ``wall`` the seconds that the map took, ``limited_by`` the limit that held it back most, ``waits`` the
+    seconds that its calls waited, all added up, by cause; ``params`` and ``parse`` are what ``ChatPool.retry`` uses
+    again.
+    """
+
+    def __init__(
+        self,
+        results: Iterable[ChatResult],
+        *,
+        wall: float = 0.0,
+        limited_by: str = "nothing",
+        waits: Mapping[str, float] | None = None,
+        params: Mapping[str, Any] | None = None,
+        parse: Callable[[str], Any] | None = None,
+    ) -> None:
+        self.results: list[ChatResult] = list(results)
+        super().__init__(result.value for result in self.results)
+        self.wall = wall
+        self.limited_by = limited_by
+        self.waits: dict[str, float] = dict(waits or {})
+        self.params, self.parse = params, parse
+
+    @property
+    def failures(self) -> list[ChatResult]:
+        """The results of the calls that failed."""
+        return [result for result in self.results if not result.ok]
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens of all answers together."""
+        used = [result.usage for result in self.results if result.usage]
+        return Usage(
+            sum(usage.prompt_tokens for usage in used),
+            sum(usage.completion_tokens for usage in used),
+            sum(usage.total_tokens for usage in used),
+        )
+
+    def raise_for_failures(self) -> None:
+        """Raise the first failure, if there is one; its message tells how many there are.
+
+        What is raised has the class and the fields of that call's error, which is its ``__cause__``. A call that
+        was never sent is passed over for the failure that stopped it.
+        """
+        failures = self.failures
+        if not failures:
+            return
+        first = next((result for result in failures if not isinstance(result.error, NotSentError)), failures[0])
+        assert first.error is not None
+        error = copy.copy(first.error)
+        error.args = (f"{len(failures)} of {len(self)} calls failed; prompt {first.index}: {first.error}",)
+        raise error from first.error
+
+    def summary(self) -> str:
+        """Say in a few lines what was answered, what failed and why, and what it took."""
+        return "\n".join(_summary(self))
+
+    def __repr__(self) -> str:
+        return super().__repr__()
+
+
+def _summary(answers: Answers) -> list[str]:
+    results, answered = answers.results, [result for result in answers.results if result.ok]
+    pace = len(answered) / answers.wall * 60 if answers.wall else 0.0
+    sent = sum(result.attempts for result in results)
+    retries = sum(max(0, result.attempts - 1) for result in results)
+    truncated = sum(result.finish_reason == "length" for result in answered)
+    usage = answers.usage
+    return [
+        f"{len(results):,} prompts: {len(answered):,} answered, {len(results) - len(answered):,} failed"
+        f" in {answers.wall:.1f} s ({pace:,.0f} answers a minute)",
+        *_failure_lines(answers.failures),
+        f"requests: {sent:,}, of them {retries:,} retries; truncated answers: {truncated:,}",
+        f"tokens: {usage.prompt_tokens:,} in, {usage.completion_tokens:,} out, {usage.total_tokens:,} in all",
+        f"seconds an answer: {_latencies([result.elapsed for result in answered])}",
+        f"held back by: {_held_back(answers)}",
+    ]
+
+
+def _failure_lines(failures: Sequence[ChatResult]) -> list[str]:
+    """One line for each cause, the commonest first, with the first such call as the example."""
+    counts = Counter(_cause(result.error) for result in failures if result.error)
+    examples: dict[tuple[Any, ...], ChatResult] = {}
+    for result in failures:
+        if result.error:
+            examples.setdefault(_cause(result.error), result)
+    return [f"  {count:,} × {_example(examples[cause])}" for cause, count in counts.most_common()]
+
+
+def _cause(error: CallError) -> tuple[Any, ...]:
+    return type(error), error.status_code, error.code
+
+
+def _example(result: ChatResult) -> str:
+    error = result.error
+    assert error is not None
+    name = " ".join(str(word) for word in (type(error).__name__, error.status_code, error.code) if word is not None)
+    message = " ".join(str(error).split())
+    if len(message) > _EXAMPLE_LENGTH:
+        message = message[: _EXAMPLE_LENGTH - 1] + "…"
+    return f"{name}, e.g. prompt {result.index}: {message} (request id {error.request_id or 'none'})"
+
+
+def _latencies(seconds: list[float]) -> str:
+    if not seconds:
+        return "none was answered"
+    seconds = sorted(seconds)
+    median, high = (seconds[min(len(seconds) - 1, int(share * len(seconds)))] for share in (0.5, 0.95))
+    return f"median {median:.2f}, 95th percentile {high:.2f}"
+
+
+def _held_back(answers: Answers) -> str:
+    """Name the main limit, and every wait with its seconds over all calls."""
+    waits = sorted(answers.waits.items(), key=lambda item: -item[1])
+    told = ", ".join(f"{cause} {seconds:.1f} s" for cause, seconds in waits if seconds >= 0.05)
+    return answers.limited_by + (f" (waits of all calls together: {told})" if told else "")
