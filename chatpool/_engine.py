@@ -61,9 +61,10 @@ class Engine:
 
         A worker makes them itself in any case: if it waited for other workers, it might wait for ever.
         """
-        if self._closed:
-            raise PoolClosedError("this pool is closed; make a new one")
         self._runs.add(run)
+        if self._closed:  # looked at after the run is on the list: close() looks the other way round
+            self.end(run)
+            raise PoolClosedError("this pool is closed; make a new one")
         inline = inline or in_worker()
         if not inline or jobs > 1:
             self._workers.offer(run, jobs)

@@ -77,7 +77,7 @@ class Pace:
         """Note a refusal of a request sent at ``sent_at``; the server asked for ``delay`` seconds, or named none."""
         new_episode = sent_at > self._cut_at and not self._cut_due
         if delay is None:
-            delay = min(_FIRST_COOL_DOWN * 2**min(self._silent, 16), longest)
+            delay = min(_FIRST_COOL_DOWN * 2 ** min(self._silent, 16), longest)
             self._silent += new_episode
         self.not_before = max(self.not_before, now + delay)
         if new_episode:

@@ -39,9 +39,7 @@ def check_prompt(prompt: Any, index: int) -> None:
     encode(prompt, f"prompt {index}")
 
 
-def build_body(
-    prompt: Any, *, model: str, system: str | None, params: Mapping[str, Any]
-) -> dict[str, Any]:
+def build_body(prompt: Any, *, model: str, system: str | None, params: Mapping[str, Any]) -> dict[str, Any]:
     """Put a request body together: the prompt's own fields override ``params``, which override the rest."""
     body: dict[str, Any] = {"model": model, **params}
     if isinstance(prompt, dict):

@@ -187,9 +187,7 @@ def _first_choice(document: dict[str, Any]) -> dict[str, Any]:
     return choice if isinstance(choice, dict) else {}
 
 
-def _completion(
-    reply: Reply, document: dict[str, Any], choice: dict[str, Any], message: dict[str, Any]
-) -> Completion:
+def _completion(reply: Reply, document: dict[str, Any], choice: dict[str, Any], message: dict[str, Any]) -> Completion:
     content, refusal = message.get("content"), message.get("refusal")
     text = _text(content)
     if text is None:

@@ -27,6 +27,9 @@ class Completes(Protocol):
     def complete(self, run: Run, call: Call) -> ChatResult:
         """Carry a call through to its outcome."""
 
+    def end(self, run: Run) -> None:
+        """Forget a run."""
+
 
 class Run:
     """Hands out its prompts as jobs, one thread each, and gathers the results for the one thread that wants them."""
@@ -169,13 +172,18 @@ class FutureRun(Run):
     def next_job(self) -> Job | None:
         """Return the call as a job, unless it is out already or its Future was cancelled."""
         job = super().next_job()
-        return job if job is not None and self.future.set_running_or_notify_cancel() else None
+        if job is None or self.future.set_running_or_notify_cancel():
+            return job
+        self._engine.end(self)
+        return None
 
     def abandon(self, bug: BaseException) -> None:
         """Hand the error to whoever waits for the Future."""
         super().abandon(bug)
+        self._engine.end(self)
         self.future.set_exception(bug)
 
     def _settle(self, result: ChatResult) -> None:
+        self._engine.end(self)
         if self.future.running() or self.future.set_running_or_notify_cancel():
             self.future.set_result(result)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from typing import Any, Callable, Union
 from urllib.parse import SplitResult, urlsplit, urlunsplit
@@ -34,7 +34,7 @@ class Settings:
     model: str
     api_key: str | None = field(repr=False)
     key_is_from_environment: bool
-    base_url: str
+    base_url: str = field(repr=False)
     system: str | None = field(repr=False)
     params: Mapping[str, Any] = field(repr=False)
     headers: Mapping[str, str] = field(repr=False)
@@ -100,13 +100,12 @@ def make_settings(
     headers = _check_headers(headers)
     url = _check_base_url(base_url if base_url is not None else os.environ.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL)
     has_own_auth = has_own_auth or has_credentials(headers)
-    key, from_environment = _find_key(api_key, url, has_own_auth)
     connect, read = _check_timeout(timeout)
-    return Settings(
+    settings = Settings(
         max_workers=_check_count("max_workers", max_workers),
         model=_check_text("model", model),
-        api_key=key,
-        key_is_from_environment=from_environment,
+        api_key=None if api_key is None else _check_secret("api_key", api_key),
+        key_is_from_environment=api_key is None and not has_own_auth,
         base_url=url,
         system=None if system is None else _check_text("system", system),
         params=check_params(params),
@@ -119,6 +118,23 @@ def make_settings(
         requests_per_minute=_check_seconds("requests_per_minute", requests_per_minute, optional=True, unit=""),
         tokens_per_minute=_check_seconds("tokens_per_minute", tokens_per_minute, optional=True, unit=""),
     )
+    return find_key(settings)
+
+
+def find_key(settings: Settings) -> Settings:
+    """Fill in the environment's key if it is to be used; raise ConfigurationError if there is none and it is needed.
+
+    Other credentials keep the environment's key at home: it belongs to somebody else.
+    """
+    if not settings.key_is_from_environment:
+        return settings
+    found = _check_secret("OPENAI_API_KEY", os.environ.get("OPENAI_API_KEY", ""))
+    if found is None and urlsplit(settings.base_url).hostname == urlsplit(DEFAULT_BASE_URL).hostname:
+        raise ConfigurationError(
+            "no API key: set the environment variable OPENAI_API_KEY or pass api_key=…; "
+            "for a local server that needs no key, pass base_url=… or set OPENAI_BASE_URL"
+        )
+    return replace(settings, api_key=found)
 
 
 def has_credentials(headers: Iterable[str]) -> bool:
@@ -150,23 +166,6 @@ def check_parse(parse: Callable[[str], Any] | None) -> None:
     """Refuse a ``parse`` that cannot be called."""
     if parse is not None and not callable(parse):
         raise ConfigurationError(f"parse must be a function of the answer's text, not {type(parse).__name__}")
-
-
-def _find_key(api_key: str | None, url: str, has_own_auth: bool) -> tuple[str | None, bool]:
-    """Return the key and whether the environment gave it. Other credentials keep the environment's key at home."""
-    if api_key is not None:
-        return _check_secret("api_key", api_key), False
-    if has_own_auth:
-        return None, False
-    found = os.environ.get("OPENAI_API_KEY", "").strip()
-    if found:
-        return _check_secret("OPENAI_API_KEY", found), True
-    if urlsplit(url).hostname == urlsplit(DEFAULT_BASE_URL).hostname:
-        raise ConfigurationError(
-            "no API key: set the environment variable OPENAI_API_KEY or pass api_key=…; "
-            "for a local server that needs no key, pass base_url=… or set OPENAI_BASE_URL"
-        )
-    return None, False
 
 
 def _check_secret(name: str, secret: str) -> str | None:

@@ -391,5 +391,3 @@ def _describe(chain: list[BaseException]) -> str:
     """Name the innermost cause. The outer ones print the whole address, and addresses may hold secrets."""
     told = next((cause for cause in reversed(chain) if isinstance(cause, OSError) and cause.strerror), chain[-1])
     return f"{type(told).__name__}: {told}"[:300]
-
-

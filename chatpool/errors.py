@@ -161,4 +161,3 @@ _BY_STATUS: dict[int, type[APIStatusError]] = {
 def status_error(status: int) -> type[APIStatusError]:
     """Return the class of error that stands for an HTTP status."""
     return _BY_STATUS.get(status, InternalServerError if status >= 500 else APIStatusError)
-

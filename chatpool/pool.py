@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from concurrent.futures import Future, wait
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Callable, TypeVar
 
@@ -27,6 +28,7 @@ from ._settings import (
     check_deadline,
     check_params,
     check_parse,
+    find_key,
     has_credentials,
     make_settings,
 )
@@ -181,7 +183,6 @@ class ChatPool:
         """Send one prompt in the background. The Future's ``result()`` is a ChatResult also if the call failed."""
         check_prompt(prompt, 0)
         engine, run = self._make_run(FutureRun, params, parse, None)
-        run.future.add_done_callback(lambda _: engine.end(run))
         engine.start(run, run.add([(0, prompt)]))
         return run.future
 
@@ -238,6 +239,17 @@ class ChatPool:
         settings = self._settings
         shown = f"max_workers={settings.max_workers}, model={settings.model!r}, base_url={settings.shown_url!r}"
         return f"ChatPool({shown})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A pool travels as its settings; a key taken from the environment stays behind."""
+        settings = self._settings
+        if settings.key_is_from_environment:
+            settings = replace(settings, api_key=None)
+        return {**self.__dict__, "_settings": settings, "_engines": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._settings = find_key(self._settings)
 
     def _engine(self) -> Engine:
         """Return this process's engine. setdefault is atomic, so that of many threads one makes it for all."""
@@ -301,9 +313,10 @@ class ChatPool:
             while given < source.taken or not source.is_over:
                 if not source.is_over and source.taken - given < window:
                     engine.start(run, run.add(source.take()))
-                room = source.taken - given < window and not source.is_over
+                must_wait = source.is_over or source.taken - given >= window
+                outstanding = source.taken - given - len(ready)
                 run.owner = threading.current_thread()
-                fresh = run.gather(0 if room else 1, _LONG_TICK)
+                fresh = run.gather(1 if must_wait and outstanding else 0, _LONG_TICK)
                 bar.update(fresh)
                 ready.update((result.index, result) for result in fresh)
                 while ready and (not in_order or given in ready):

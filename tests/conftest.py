@@ -1,0 +1,71 @@
+"""A clean environment for every test, and no thread or socket left behind by any."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from chatpool import ChatPool
+from chatpool.testing import FakeChatServer
+
+_VARIABLES = ["OPENAI_API_KEY", "OPENAI_BASE_URL", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "NETRC"]
+_PROXIES = ["http_proxy", "https_proxy", "all_proxy", "no_proxy"]
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No key, address, proxy or certificate of the machine's reaches a test."""
+    for name in [*_VARIABLES, *_PROXIES, *(name.upper() for name in _PROXIES)]:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def no_thread_left_behind() -> Iterator[None]:
+    """Whatever a test does, the package's threads are gone soon after it."""
+    yield
+    assert wait_until(lambda: not chatpool_threads()), chatpool_threads()
+
+
+@pytest.fixture
+def server(fake_chat_server: FakeChatServer) -> FakeChatServer:
+    """The package's own fixture, by a shorter name."""
+    return fake_chat_server
+
+
+@pytest.fixture
+def make_pool(server: FakeChatServer) -> Iterator[Callable[..., ChatPool]]:
+    """Make pools that talk to the server and wait 10 ms at most between tries; they are closed afterwards."""
+    pools = []
+
+    def make(max_workers: int = 4, **settings: Any) -> ChatPool:
+        pools.append(ChatPool(max_workers, **{"base_url": server.url, "max_wait": 0.01, **settings}))
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        pool.close()
+
+
+@pytest.fixture
+def pool(make_pool: Callable[..., ChatPool]) -> ChatPool:
+    """A pool of four workers."""
+    return make_pool()
+
+
+def chatpool_threads() -> list[str]:
+    """Names of the package's threads that live now."""
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("chatpool")]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+    """Wait for a condition; return whether it came."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.005)
+    return True

@@ -1,0 +1,137 @@
+"""The public face: names, signatures, shapes."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import logging
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+import chatpool
+from chatpool import ChatPool, ChatResult, Usage, errors
+
+NAMES = [
+    "APIConnectionError",
+    "APIStatusError",
+    "APITimeoutError",
+    "Answers",
+    "AuthenticationError",
+    "BadRequestError",
+    "CallError",
+    "ChatPool",
+    "ChatPoolError",
+    "ChatResult",
+    "ConfigurationError",
+    "ConflictError",
+    "DEFAULT_MODEL",
+    "DeadlineError",
+    "InternalServerError",
+    "InvalidResponseError",
+    "NotFoundError",
+    "NotSentError",
+    "ParseError",
+    "PermissionDeniedError",
+    "PoolClosedError",
+    "QuotaExceededError",
+    "RateLimitError",
+    "Usage",
+    "__version__",
+]
+
+TREE = {
+    "ConfigurationError": ["ChatPoolError", "ValueError"],
+    "PoolClosedError": ["ChatPoolError", "RuntimeError"],
+    "CallError": ["ChatPoolError"],
+    "APIConnectionError": ["CallError"],
+    "APITimeoutError": ["APIConnectionError"],
+    "APIStatusError": ["CallError"],
+    "BadRequestError": ["APIStatusError"],
+    "AuthenticationError": ["APIStatusError"],
+    "PermissionDeniedError": ["APIStatusError"],
+    "NotFoundError": ["APIStatusError"],
+    "ConflictError": ["APIStatusError"],
+    "RateLimitError": ["APIStatusError"],
+    "QuotaExceededError": ["RateLimitError"],
+    "InternalServerError": ["APIStatusError"],
+    "InvalidResponseError": ["CallError"],
+    "ParseError": ["CallError"],
+    "DeadlineError": ["CallError"],
+    "NotSentError": ["CallError"],
+}
+
+
+def test_public_names():
+    """__all__ holds these names and no others, and each of them is there."""
+    assert sorted(chatpool.__all__) == sorted(NAMES)
+    assert all(hasattr(chatpool, name) for name in NAMES)
+
+
+@pytest.mark.parametrize(("name", "bases"), TREE.items())
+def test_error_tree(name, bases):
+    """Every error has the bases that its module's docstring draws."""
+    assert [base.__name__ for base in getattr(chatpool, name).__bases__] == bases
+    assert name in errors.__doc__
+
+
+def test_constructor_takes_only_max_workers_by_position():
+    """Everything after max_workers is keyword-only, with these defaults."""
+    parameters = list(inspect.signature(ChatPool).parameters.values())
+    assert [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY] == ["max_workers"]
+    assert {p.name: p.default for p in parameters} == {
+        "max_workers": 20, "model": chatpool.DEFAULT_MODEL, "api_key": None, "base_url": None, "system": None,
+        "params": None, "headers": None, "timeout": (5, 120), "max_tries": 6, "max_time": None, "max_wait": 60,
+        "requests_per_minute": None, "tokens_per_minute": None, "session": None, "progress": None,
+    }  # fmt: skip
+
+
+def test_constructor_starts_nothing(server):
+    """A pool that was never used has no thread and opened no connection."""
+    ChatPool(base_url=server.url)
+    assert server.connections == 0
+
+
+def test_result_is_frozen_and_has_slots():
+    """A result cannot be changed, has no dict, and unpickles as it was."""
+    result = ChatResult(0, "p", "t", "t", "stop", Usage(1, 2, 3), {"a": 1}, "r", 1, 0.5, None)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        result.text = "x"
+    assert not hasattr(result, "__dict__")
+    assert pickle.loads(pickle.dumps(result)) == result
+    assert result.ok
+
+
+@pytest.mark.parametrize("name", [name for name in TREE if issubclass(getattr(chatpool, name), chatpool.CallError)])
+def test_errors_pickle_whole(name):
+    """A CallError keeps its class, message, fields and cause through pickle."""
+    error = getattr(chatpool, name)(
+        "told", status_code=429, code="c", request_id="r", retry_after=1.5, attempts=3, body="b"
+    )
+    error.__cause__ = chatpool.NotSentError("cause", code="x")
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is type(error)
+    assert str(copy) == "told"
+    assert (copy.status_code, copy.code, copy.request_id, copy.retry_after, copy.attempts, copy.body) == (
+        429, "c", "r", 1.5, 3, "b",
+    )  # fmt: skip
+    assert copy.__cause__.code == "x"
+
+
+def test_configuration_error_is_a_value_error():
+    """Those who catch ValueError catch a bad setting."""
+    with pytest.raises(ValueError, match="max_workers"):
+        ChatPool(0)
+
+
+def test_logger_is_silent_by_default():
+    """A library logs only where its user wants it."""
+    assert any(isinstance(handler, logging.NullHandler) for handler in logging.getLogger("chatpool").handlers)
+
+
+def test_import_needs_neither_asyncio_of_ours_nor_tqdm():
+    """The package itself holds no asyncio, and what only a bar or the command needs is not imported."""
+    code = "import chatpool, sys; print(sorted({'tqdm', 'argparse', 'chatpool.testing', 'chatpool.cli'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

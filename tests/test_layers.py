@@ -1,0 +1,74 @@
+"""The house: who may import whom."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import chatpool
+
+ROOMS = Path(chatpool.__file__).parent
+# Every module may import only from lines above its own.
+FLOORS = [
+    ["_version", "errors"],
+    ["results"],
+    ["_messages", "_replies"],
+    ["_call", "_settings", "_progress"],
+    ["_limits", "_retry", "_threads", "_transport"],
+    ["_runs"],
+    ["_engine"],
+    ["pool"],
+    ["__init__", "testing"],
+    ["cli", "pytest_plugin"],
+    ["__main__"],
+]
+FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
+HOMES = {"requests": "_transport", "urllib3": "_transport", "backoff": "_retry", "tqdm": "_progress"}
+MODULES = sorted(path.stem for path in ROOMS.glob("*.py"))
+
+
+def imports(module: str) -> set[str]:
+    """Names of what a module imports, ours with a leading dot; but for type checkers' eyes only is no import."""
+    tree = ast.parse((ROOMS / f"{module}.py").read_text())
+    hidden = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        if id(node) in hidden:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            found |= {f".{node.module}"} if node.module else {".__init__"}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_imports_one_above_it(module):
+    """Imports point one way, so there are no circles."""
+    ours = {name[1:] for name in imports(module) if name.startswith(".")}
+    assert all(FLOOR[name] < FLOOR[module] for name in ours), ours
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_each_dependency_has_one_home(module):
+    """requests and urllib3, backoff, and tqdm are each imported by one module; asyncio by none."""
+    for name in imports(module):
+        assert HOMES.get(name, module) == module
+        assert name not in {"asyncio", "aiohttp", "httpx"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_only_one_module_starts_threads(module):
+    """One place starts the client's threads; the fake server, which is no client, starts its own."""
+    source = (ROOMS / f"{module}.py").read_text()
+    starts = "Thread(" in source or "ThreadPoolExecutor(" in source
+    assert not starts or module in {"_threads", "testing"}

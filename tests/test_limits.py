@@ -1,0 +1,144 @@
+"""The governor's arithmetic, on times that are given to it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from chatpool import NotSentError
+from chatpool._call import Call
+from chatpool._limits import COOL_DOWN, PACE, PLACES, Budget, Governor, Pace
+
+
+def test_pace_costs_nothing_before_the_first_refusal():
+    pace = Pace()
+    for _ in range(1000):
+        assert pace.delay(1.0)[0] == 0
+        pace.sent(1.0)
+
+
+def test_refusal_pauses_for_the_servers_delay():
+    pace = Pace()
+    pace.sent(0.0)
+    pace.refused(1.0, 0.0, 5.0, math.inf)
+    assert pace.delay(1.0) == (5.0, COOL_DOWN)
+    pace.refused(2.0, 0.5, 1.0, math.inf)
+    assert pace.delay(2.0) == (4.0, COOL_DOWN)  # a shorter delay does not shorten the pause
+
+
+def test_pool_comes_back_at_085_of_the_rate_that_the_server_took():
+    """100 taken in 8 seconds and a pause of 2 make 10 a second, so it comes back at 8.5."""
+    pace = Pace()
+    pace.sent(0.0)
+    for _ in range(100):
+        pace.taken(4.0)
+    pace.refused(8.0, 7.9, 2.0, math.inf)
+    assert pace.delay(10.0)[0] == 0
+    assert pace.rate == pytest.approx(8.5)
+    pace.sent(10.0)
+    delay, cause = pace.delay(10.0)
+    assert (round(delay, 4), cause) == (round(1 / 8.5, 4), PACE)
+
+
+def test_rate_is_cut_once_an_episode():
+    """Refusals of requests that were on the wire already say nothing new."""
+    pace = Pace()
+    pace.sent(0.0)
+    for _ in range(10):
+        pace.taken(0.5)
+    for _ in range(30):
+        pace.refused(1.0, 0.0, 1.0, math.inf)
+    pace.delay(2.0)
+    assert pace.rate == pytest.approx(0.85 * 10 / 2)
+    pace.refused(2.1, 0.9, 1.0, math.inf)  # sent before the pause
+    pace.delay(4.0)
+    assert pace.rate == pytest.approx(0.85 * 10 / 2, rel=0.2)  # only grown
+
+
+def test_rate_grows_by_a_twentieth_a_second_and_is_forgotten_at_four_times():
+    pace = Pace()
+    pace.sent(0.0)
+    for _ in range(100):
+        pace.taken(0.0)
+    pace.refused(0.0, 0.0, 10.0, math.inf)
+    pace.delay(10.0)
+    base = pace.rate
+    pace.delay(20.0)
+    assert pace.rate == pytest.approx(1.5 * base)
+    pace.delay(71.0)
+    assert pace.rate is None
+
+
+def test_refusals_without_a_delay_double_the_pause():
+    pace = Pace()
+    now = 0.0
+    for pause in (1, 2, 4, 8, 10, 10):
+        pace.sent(now)
+        pace.refused(now, now, None, 10.0)
+        assert pace.delay(now) == (pytest.approx(pause), COOL_DOWN)
+        now += pause
+        pace.delay(now)
+        now += 0.001
+    pace.taken(now)
+    pace.refused(now, now, None, 10.0)
+    assert pace.delay(now)[0] == pytest.approx(1)
+
+
+def test_budget_spreads_evenly_with_a_second_at_once():
+    """At 600 a minute, 10 leave at once, then one every 0.1 s."""
+    budget = Budget(600)
+    now, left = 0.0, []
+    for _ in range(40):
+        now += budget.delay(now, 1)
+        budget.delay(now, 1)
+        budget.take(1)
+        left.append(now)
+    assert left[9] == 0
+    assert left[10] == pytest.approx(0.1)
+    assert left[39] == pytest.approx(3.0)
+
+
+def test_small_budget_lets_one_leave_at_once():
+    budget = Budget(6)
+    assert budget.delay(0.0, 1) == 0
+    budget.take(1)
+    assert budget.delay(0.0, 1) == pytest.approx(10)
+
+
+def test_large_need_waits_for_a_full_bucket_and_leaves_a_debt():
+    """A need of 5 seconds' share goes out when the bucket is full, and is paid off before the next."""
+    budget = Budget(600)
+    assert budget.delay(0.0, 50) == 0
+    budget.take(50)
+    assert budget.delay(0.0, 10) == pytest.approx(5.0)
+
+
+def test_budget_takes_back_what_was_not_used():
+    budget = Budget(600)
+    budget.delay(0.0, 10)
+    budget.take(10)
+    budget.take(-5)
+    assert budget.delay(0.0, 5) == 0
+
+
+def test_places_are_given_back_and_counted():
+    """Two places, two calls; a third waits for one to leave."""
+    governor = Governor(2)
+    calls = [Call(index, "p", deadline=0.0 if index == 2 else math.inf) for index in range(3)]
+    governor.enter(calls[0])
+    governor.enter(calls[1])
+    assert governor._gates(0.0, calls[2]) == (math.inf, PLACES)
+    governor.leave(calls[0])
+    governor.leave(calls[0])  # giving back twice gives back once
+    assert governor._free == 1
+
+
+def test_call_larger_than_the_whole_budget_fails_with_a_clear_error():
+    governor = Governor(1, tokens_per_minute=1000)
+    call = Call(0, "p")
+    call.tokens = 1001
+    with pytest.raises(NotSentError, match="needs about 1,001 tokens, more than tokens_per_minute=1,000") as caught:
+        governor.enter(call)
+    assert caught.value.code == "over_budget"
+    assert not call.has_place

@@ -1,0 +1,113 @@
+"""submit and ask: one prompt at a time."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future, as_completed
+
+import pytest
+
+from chatpool import ChatPool, ChatResult, InternalServerError, NotSentError
+from chatpool.testing import Reply
+from tests.conftest import chatpool_threads, wait_until
+
+
+def test_submit_returns_a_future_of_a_result(pool):
+    future = pool.submit("a")
+    assert isinstance(future, Future)
+    result = future.result(5)
+    assert isinstance(result, ChatResult)
+    assert (result.value, result.index, result.attempts) == ("a", 0, 1)
+
+
+def test_submit_never_raises_a_call_error(server, make_pool):
+    """ok tells."""
+    server.script("a", Reply(status=500))
+    result = make_pool(max_tries=2).submit("a").result(5)
+    assert not result.ok
+    assert type(result.error) is InternalServerError
+
+
+def test_submit_checks_its_prompt_at_once(pool):
+    with pytest.raises(TypeError, match="prompt 0"):
+        pool.submit(5)
+
+
+def test_futures_work_with_as_completed(pool):
+    assert {future.result().value for future in as_completed([pool.submit(name) for name in "abcdefgh"])} == set(
+        "abcdefgh"
+    )
+
+
+def test_errors_of_parse_are_raised_by_the_future(pool):
+    with pytest.raises(ZeroDivisionError):
+        pool.submit("a", parse=lambda text: 1 / 0).result(5)
+
+
+def test_cancelled_future_is_not_sent(server, make_pool):
+    """One that did not begin can be cancelled, as with any executor."""
+    server.script("slow", Reply("slow", delay=0.2))
+    pool = make_pool(1)
+    first, second = pool.submit("slow"), pool.submit("b")
+    assert second.cancel()
+    assert first.result(5).value == "slow"
+    assert second.cancelled()
+    assert server.count("b") == 0
+    assert pool.submit("c").result(5).value == "c"
+
+
+def test_with_waits_for_what_was_submitted(server):
+    """As with an executor: leaving the block finishes the work."""
+    server._latency = 0.05
+    with ChatPool(2, base_url=server.url) as pool:
+        futures = [pool.submit("a") for _ in range(6)]
+    assert [future.result(0).value for future in futures] == ["a"] * 6
+
+
+def test_with_does_not_wait_when_an_exception_is_on_its_way(server):
+    """What is under way is given up at once, with its cause."""
+    server.script("slow", Reply(fault="stall"))
+    with pytest.raises(ZeroDivisionError), ChatPool(2, base_url=server.url) as pool:
+        future = pool.submit("slow")
+        assert wait_until(lambda: server.requests)
+        raise ZeroDivisionError
+    assert type(future.result(0).error) is NotSentError
+
+
+def test_dropped_pool_finishes_what_was_submitted(server):
+    """The future keeps its call alive; the threads go afterwards."""
+    server._latency = 0.05
+    assert ChatPool(2, base_url=server.url).submit("a").result(5).value == "a"
+    assert wait_until(lambda: not chatpool_threads())
+
+
+def test_map_within_a_callback_works(pool):
+    """Callbacks run in a worker, which does the work of its own map itself."""
+    answers, done = [], threading.Event()
+
+    def callback(future):
+        answers.extend(pool.map([future.result().value] * 3))
+        answers.append(pool.submit("b").result(0).value)
+        done.set()
+
+    pool.submit("a").add_done_callback(callback)
+    assert done.wait(5)
+    assert answers == ["a", "a", "a", "b"]
+
+
+def test_ask_returns_the_answer(server, pool):
+    """In the caller's thread: no worker is started."""
+    assert pool.ask("a") == "a"
+    assert pool.ask("3", parse=int) == 3
+    assert chatpool_threads() == ["chatpool-watch"]
+
+
+def test_ask_raises_its_error(server, make_pool):
+    server.script("a", Reply(status=500))
+    with pytest.raises(InternalServerError) as caught:
+        make_pool(max_tries=3).ask("a")
+    assert caught.value.attempts == 3
+
+
+def test_ask_within_parse_works(pool):
+    assert pool.map(["a"] * 8, parse=lambda text: pool.ask(text + "1")) == ["a1"] * 8
