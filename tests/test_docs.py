@@ -1,0 +1,90 @@
+"""What the README and the examples say is run, against the fake server."""
+
+from __future__ import annotations
+
+import gc
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from chatpool.testing import FakeChatServer, Reply
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+def answer(request):
+    """JSON where JSON is asked for, else the prompt."""
+    return (
+        Reply(json.dumps({"name": "Lima", "population": 10_000_000})) if "response_format" in request.body else Reply()
+    )
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A server that the environment names, as a user's would."""
+    with FakeChatServer(reply=answer, key="sk-test") as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+        yield server
+    gc.collect()  # a script's globals are a circle, and its pool is among them
+
+
+@pytest.mark.parametrize("number", range(len(SNIPPETS)))
+def test_readme_snippet(server, number):
+    """Each runs as it stands; what it defines is called."""
+    space = {"__name__": "__readme__"}
+    exec(compile(SNIPPETS[number], f"README snippet {number}", "exec"), space)
+    if "view" in space:
+        assert space["view"](["a", "b"]) == ["a", "b"]
+        assert space["pool"].close() is None
+    for test in [value for name, value in space.items() if name.startswith("test_")]:
+        test(server_without_key(server))
+    for name in ("answers", "people"):
+        if name in space:
+            assert None not in space[name]
+
+
+def server_without_key(server):
+    server._key = None
+    return server
+
+
+def test_readme_names_every_option():
+    """The table of options is the constructor's."""
+    import inspect
+
+    from chatpool import ChatPool
+
+    table = README.split("## Options")[1].split("## ")[0]
+    assert set(inspect.signature(ChatPool).parameters) <= set(re.findall(r"`(\w+)`", table))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example(server, path, tmp_path, monkeypatch, capsys):
+    """Every example runs and prints or writes answers."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("one\n\ntwo\n")
+    arguments = {
+        "file_of_prompts": [str(prompts), str(tmp_path / "answers.jsonl")],
+        "local_server": [server.url, "tiny"],
+    }
+    monkeypatch.setattr(sys, "argv", [str(path), *arguments.get(path.stem, [])])
+    runpy.run_path(str(path), run_name="__main__")
+    told = capsys.readouterr().out
+    if path.stem == "file_of_prompts":
+        rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+        assert {row["answer"] for row in rows} == {"one", "two"}
+    expected = {
+        "plain_script": "50 answered, 0 failed",
+        "structured_answers": "City(name='Lima'",
+        "local_server": "Say hello.",
+    }
+    assert expected.get(path.stem, "") in told
+    assert len(server.requests) > 1

@@ -1,0 +1,91 @@
+"""Answers: a list with a memory, and a summary that says why."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import pytest
+
+from chatpool import Answers, AuthenticationError, ChatResult, InternalServerError, NotSentError, Usage
+
+
+def good(index, text="t", elapsed=1.0, attempts=1, reason="stop"):
+    return ChatResult(index, "p", text, text, reason, Usage(1, 2, 3), {}, f"req_{index}", attempts, elapsed, None)
+
+
+def bad(index, error, attempts=2):
+    return ChatResult(index, "p", None, None, None, None, None, None, attempts, 1.0, error)
+
+
+def outage(request_id="r"):
+    return InternalServerError("503: busy", status_code=503, code="busy", request_id=request_id, attempts=6)
+
+
+ANSWERS = Answers(
+    [good(0, elapsed=0.1), bad(1, outage()), good(2, attempts=3, reason="length"), bad(3, outage("s"))],
+    wall=2.0,
+    limited_by="max_workers=2",
+    waits={"back-off after failures": 1.5, "max_workers": 0.01},
+)
+
+
+def test_answers_is_a_list():
+    assert ANSWERS == ["t", None, "t", None]
+    assert json.dumps(ANSWERS) == '["t", null, "t", null]'
+    assert ANSWERS[1:] == [None, "t", None]
+
+
+def test_failures_and_usage():
+    assert [result.index for result in ANSWERS.failures] == [1, 3]
+    assert ANSWERS.usage == Usage(2, 4, 6)
+    assert Usage(1, 2, 3) + Usage(1, 1, 2) == Usage(2, 3, 5)
+
+
+def test_summary_says_it_all_in_a_few_lines():
+    assert ANSWERS.summary().splitlines() == [
+        "4 prompts: 2 answered, 2 failed in 2.0 s (60 answers a minute)",
+        "  2 × InternalServerError 503 busy, e.g. prompt 1: 503: busy (request id r)",
+        "requests: 8, of them 4 retries; truncated answers: 1",
+        "tokens: 2 in, 4 out, 6 in all",
+        "seconds an answer: median 1.00, 95th percentile 1.00",
+        "held back by: max_workers=2 (waits of all calls together: back-off after failures 1.5 s)",
+    ]
+
+
+def test_summary_of_nothing():
+    assert "0 prompts: 0 answered, 0 failed" in Answers([]).summary()
+    assert "none was answered" in Answers([]).summary()
+
+
+def test_summary_cuts_long_messages():
+    told = Answers([bad(0, InternalServerError("x" * 1000 + "\nsecond line"))]).summary()
+    assert max(len(line) for line in told.splitlines()) < 250
+
+
+def test_raise_for_failures_raises_the_first_with_its_fields():
+    """The class and fields of the first failure, the count in the message, the original as its cause."""
+    with pytest.raises(InternalServerError, match="2 of 4 calls failed; prompt 1: 503: busy") as caught:
+        ANSWERS.raise_for_failures()
+    assert (caught.value.status_code, caught.value.request_id, caught.value.attempts) == (503, "r", 6)
+    assert caught.value.__cause__ is ANSWERS.results[1].error
+    assert str(ANSWERS.results[1].error) == "503: busy"
+
+
+def test_raise_for_failures_passes_over_what_was_not_sent():
+    """The failure that stopped the others is the one to see."""
+    answers = Answers([bad(0, NotSentError("not sent")), bad(1, AuthenticationError("401"))])
+    with pytest.raises(AuthenticationError):
+        answers.raise_for_failures()
+    with pytest.raises(NotSentError):
+        Answers([bad(0, NotSentError("not sent"))]).raise_for_failures()
+
+
+def test_raise_for_failures_of_none():
+    Answers([good(0)]).raise_for_failures()
+
+
+def test_answers_pickle():
+    copy = pickle.loads(pickle.dumps(ANSWERS))
+    assert copy == ANSWERS
+    assert copy.summary() == ANSWERS.summary()

@@ -1,0 +1,153 @@
+"""The fake server is a product of its own: what it promises is tested with plain sockets and requests."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+
+import pytest
+import requests
+
+from chatpool.testing import End, FakeChatServer, RateLimit, Raw, Reply, chaos
+
+
+def post(server, prompt="ping", session=requests, **options):
+    body = {"model": "m", "messages": [{"role": "user", "content": prompt}]}
+    return session.post(f"{server.url}/chat/completions", json=body, timeout=options.pop("timeout", 5), **options)
+
+
+def test_echoes_by_default_and_records(server):
+    reply = post(server, headers={"X-Mine": "yes"})
+    document = reply.json()
+    assert document["choices"][0]["message"]["content"] == "ping"
+    assert document["usage"] == {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+    (request,) = server.requests
+    assert (request.prompt, request.path, request.headers["x-mine"]) == ("ping", "/v1/chat/completions", "yes")
+    assert reply.headers["x-request-id"] == request.id == "req_0"
+
+
+def test_script_is_played_in_turn_and_its_last_reply_stays(server):
+    server.script("ping", Reply(status=503, code="busy", headers={"retry-after": "1"}), Reply("pong"))
+    first = post(server)
+    assert (first.status_code, first.json()["error"]["code"], first.headers["retry-after"]) == (503, "busy", "1")
+    assert [post(server).json()["choices"][0]["message"]["content"] for _ in range(2)] == ["pong", "pong"]
+    assert server.count("ping") == 3
+
+
+def test_connections_are_kept(server):
+    with requests.Session() as session:
+        for _ in range(5):
+            post(server, session=session)
+    assert server.connections == 1
+
+
+def test_holds_hundreds_of_connections():
+    """Three hundred clients at once, each answered."""
+    arrived = threading.Barrier(300)
+
+    def reply(request):
+        arrived.wait(10)
+        return Reply()
+
+    codes = []
+    with FakeChatServer(reply=reply) as server:
+        threads = [
+            threading.Thread(target=lambda: codes.append(post(server, timeout=20).status_code)) for _ in range(300)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert server.most_in_flight == 300
+    assert codes == [200] * 300
+
+
+def test_rate_limit_refuses_and_names_the_delay():
+    with FakeChatServer(rate_limit=RateLimit(per_second=0.001, burst=2, retry_after=0.3)) as server:
+        replies = [post(server) for _ in range(3)]
+        assert [reply.status_code for reply in replies] == [200, 200, 429]
+        assert (replies[2].headers["retry-after-ms"], replies[2].headers["retry-after"]) == ("300", "1")
+        assert server.refusals == 1
+
+
+def test_key_is_checked():
+    with FakeChatServer(key="sk-1") as server:
+        assert post(server).status_code == 401
+        assert post(server, headers={"Authorization": "Bearer sk-1"}).status_code == 200
+
+
+def test_latency_may_vary():
+    with FakeChatServer(latency=lambda: 0.05) as server:
+        began = time.monotonic()
+        post(server)
+        assert time.monotonic() - began >= 0.05
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        ("close", requests.ConnectionError),
+        ("reset", requests.ConnectionError),
+        ("truncate", requests.exceptions.ChunkedEncodingError),
+        ("reset_midway", (requests.exceptions.ChunkedEncodingError, requests.ConnectionError)),
+        ("stall", requests.Timeout),
+        ("stall_midway", requests.ConnectionError),
+    ],
+)
+def test_faults(server, fault, kind):
+    server.script("ping", Reply(fault=fault))
+    with pytest.raises(kind):
+        post(server, timeout=0.2)
+
+
+@pytest.mark.parametrize("fault", ["drip", "drip_headers"])
+def test_drips_come_byte_by_byte(server, fault):
+    """A read timeout longer than the gap between two bytes is never met."""
+    server.script("ping", Reply(body=b"{}", fault=fault, headers={"Content-Type": "x"}))
+    sock = socket.create_connection(("127.0.0.1", server.port))
+    body = b'{"messages": [{"content": "ping"}]}'
+    sock.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+    pieces = [sock.recv(65536) for _ in range(3)]
+    sock.close()
+    assert len(pieces[-1]) == 1
+
+
+def test_raw_plays_any_bytes(server):
+    server.script("ping", Raw([b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", 0.01, b"{}", End.KEEP]))
+    assert post(server).json() == {}
+
+
+def test_chaos_is_the_same_for_the_same_seed():
+    def outcomes():
+        with FakeChatServer(reply=chaos(0.5, seed=3)) as server:
+            return [post(server).status_code for _ in range(20)]
+
+    first = outcomes()
+    assert first == outcomes()
+    assert {200, 500} == set(first)
+
+
+def test_close_ends_stalled_replies():
+    """A test that is over does not wait for a reply that never comes."""
+    server = FakeChatServer().start()
+    server.script("ping", Reply(fault="stall"))
+
+    def ask():
+        with pytest.raises(requests.ConnectionError):
+            post(server, timeout=30)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    while not server.requests:
+        time.sleep(0.005)
+    server.close()
+    server.close()
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def test_fixture_comes_with_the_package(fake_chat_server):
+    """By entry point: nothing here imports it."""
+    assert isinstance(fake_chat_server, FakeChatServer)
+    assert post(fake_chat_server).status_code == 200
