@@ -104,7 +104,7 @@ def test_faults(server, fault, kind):
 @pytest.mark.parametrize("fault", ["drip", "drip_headers"])
 def test_drips_come_byte_by_byte(server, fault):
     """A read timeout longer than the gap between two bytes is never met."""
-    server.script("ping", Reply(body=b"{}", fault=fault, headers={"Content-Type": "x"}))
+    server.script("ping", Reply(body=b"x" * 50, fault=fault))
     sock = socket.create_connection(("127.0.0.1", server.port))
     body = b'{"messages": [{"content": "ping"}]}'
     sock.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
