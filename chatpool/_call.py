@@ -51,6 +51,7 @@ class Call:
         "tries",
         "value",
         "waits",
+        "wants_fresh",
     )
 
     def __init__(
@@ -80,7 +81,8 @@ class Call:
         self.stopped: CallError | None = None  # set once: the call is given up
         # The present try. ``severed``: its socket was cut, so whatever was read from it is void.
         self.limit, self.limit_name = math.inf, ""
-        self.stale = False
+        self.stale = False  # the connection was a kept one, and the server had closed it
+        self.wants_fresh = False  # the last one was, so this try opens its own
         self.severed = False
         self._socket: socket.socket | None = None
         self._lock = threading.Lock()  # guards stopped, severed, limit and _socket
@@ -97,7 +99,8 @@ class Call:
     def begin_try(self, answers_seen: int) -> None:
         """Note that a request is about to be sent."""
         with self._lock:
-            self.severed = self.stale = False
+            self.wants_fresh, self.stale = self.stale, False
+            self.severed = False
             self.sent_at = time.monotonic()
             self.started = self.started or self.sent_at
             self.attempts += 1

@@ -2,8 +2,9 @@
 
 The law (``Pace``): a refusal for rate pauses the whole pool for the server's delay. When the pause is over, requests
 leave one by one at 0.85 of the rate at which the server took them since the last pause, that pause included, which is
-what it can sustain; from there the rate grows by a twentieth a second until the next refusal. Nothing of this is in
-force before the first refusal.
+what it can sustain. From there the rate grows, at first by a twentieth a second, then faster and faster until the next
+refusal; at four times where it began the limit is taken for gone, which without a refusal is after 12 seconds. Nothing
+of this is in force before the first refusal.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ TOKENS = "tokens_per_minute"
 BACK_OFF = "back-off after failures"
 
 _CUT = 0.85  # of the measured rate, at each episode of refusals
-_GROWTH = 0.05  # of the cut rate, each second
+_GROWTH = 0.05  # of the cut rate, each second, and beside it:
+_CUBIC = 9.0  # seconds after which the cubic term alone has doubled the rate
 _FORGET = 4.0  # times the cut rate: a limit so much higher is another limit
 _FIRST_COOL_DOWN = 1.0  # seconds, where a refusal names no delay; doubles with each further one
 _WINDOW = 60.0  # seconds over which the rate is measured; older counts fade
@@ -45,7 +47,6 @@ class Pace:
         self._cut_at = -math.inf  # the last episode's first refusal
         self._cut_due = False  # the pause of an episode is not over yet
         self._base = 0.0  # the rate after the latest cut
-        self._grown_at = 0.0
         self._silent = 0  # refusals in a row that named no delay
 
     def delay(self, now: float) -> tuple[float, str]:
@@ -87,12 +88,11 @@ class Pace:
         span = max(now - self._since, 1e-3) if self._since is not None else 1.0
         self._base = self.rate = _CUT * max(self._taken, 1) / span
         self._cut_due, self._since, self._taken = False, now, 0.0
-        self._next, self._grown_at = now, now
+        self._next = now
 
     def _grow(self, now: float) -> None:
-        assert self.rate is not None
-        self.rate += _GROWTH * self._base * (now - self._grown_at)
-        self._grown_at = now
+        age = now - self.not_before
+        self.rate = self._base * (1 + _GROWTH * age + (age / _CUBIC) ** 3)
         if self.rate > _FORGET * self._base:
             self.rate, self._next = None, -math.inf
 

@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from http.client import HTTPResponse, IncompleteRead, RemoteDisconnected, parse_headers
+from http.client import HTTPException, HTTPResponse, IncompleteRead, RemoteDisconnected, parse_headers
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 
@@ -115,12 +115,14 @@ class _HTTPSConnection(_Cuttable, HTTPSConnection):  # type: ignore[misc]  # lik
 
 
 class _DropsIdle:
-    """Opens a new connection rather than use one that the server is about to close."""
+    """Opens a new connection rather than use one that the server is about to close, or after one that it had closed."""
 
     def _get_conn(self, timeout: float | None = None) -> Any:
         connection = super()._get_conn(timeout)  # type: ignore[misc]  # HTTPConnectionPool's
-        if connection.idle_since and time.monotonic() - connection.idle_since > _MAX_IDLE:
-            connection.close()
+        if connection.idle_since:
+            call: Call | None = getattr(_present, "call", None)
+            if time.monotonic() - connection.idle_since > _MAX_IDLE or (call is not None and call.wants_fresh):
+                connection.close()
         return connection
 
     def _put_conn(self, connection: Any) -> None:
@@ -220,7 +222,7 @@ class Transport:
             reply = self._read(response)
         except CallError as error:
             failure = error
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+        except (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError) as error:
             if not _is_of_the_wire(error):
                 raise
             failure = self._translate(error, call)
@@ -283,6 +285,8 @@ class Transport:
                 if len(body) > (MAX_ANSWER if ok else _MAX_ERROR_BODY):
                     break
             else:
+                if ok:
+                    _check_length(response, len(body))
                 return Reply(response.status_code, response.headers, bytes(body), self.redact)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError):
             if ok:
@@ -319,6 +323,13 @@ def _pieces(response: requests.Response) -> Iterator[bytes]:
     pieces: Iterator[bytes | str] = response.iter_content(_PIECE)
     for piece in pieces:
         yield piece if isinstance(piece, bytes) else piece.encode()
+
+
+def _check_length(response: requests.Response, length: int) -> None:
+    """urllib3 1.26 takes a body cut short for a whole one."""
+    declared = response.headers.get("content-length", "")
+    if "content-encoding" not in response.headers and declared.isdecimal() and int(declared) > length:
+        raise IncompleteRead(b"", int(declared) - length)
 
 
 def _is_of_the_wire(error: BaseException) -> bool:

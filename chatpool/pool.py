@@ -340,7 +340,7 @@ class ChatPool:
         return Answers(
             sorted(results, key=lambda result: result.index),
             wall=wall,
-            limited_by=self._limit(run, len(results), wall),
+            limited_by=self._limit(run, sum(result.attempts > 0 for result in results), wall),
             waits=run.waits,
             params=run.params,
             parse=run.parse,

@@ -352,3 +352,22 @@ def test_small_map_is_not_stuck_behind_a_large_one(server, make_pool):
     assert server.count("large") < 100
     pool.close()
     large.join()
+
+
+def test_stale_connection_is_followed_by_a_fresh_one(server, make_pool):
+    """A server that closes kept connections just as they are reused costs one more request, and no wait."""
+    pool = make_pool(3, max_wait=60)
+    pool.map(["warm up"] * 30)
+    server.script("a", Reply(fault="close"), Reply("fresh"))
+    answers = pool.map(["a"])
+    assert answers == ["fresh"]
+    assert answers.results[0].attempts == server.count("a") == 2
+    assert answers.results[0].elapsed < 0.4
+    server.script("b", Reply(fault="close"))
+    (failure,) = make_pool(1, max_tries=3).map(["warm", "b"]).failures
+    assert failure.error.code == "connection_failed"
+
+
+def test_truncated_body_is_a_connection_cut_short(server, make_pool):
+    server.script("a", Reply(fault="truncate"))
+    assert make_pool(max_tries=1).map(["a"]).failures[0].error.code == "incomplete_read"
