@@ -77,9 +77,9 @@ def _in_notebook() -> bool:
 
 
 def _bar_class() -> Any:
-    base: Any
-    from tqdm.std import tqdm as base  # noqa: PLC0415 - not needed unless a bar is drawn
+    from tqdm import std  # noqa: PLC0415 - not needed unless a bar is drawn
 
+    base: Any = std.tqdm
     if _in_notebook():
         from tqdm import notebook  # noqa: PLC0415 - likewise
 
