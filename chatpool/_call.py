@@ -37,6 +37,7 @@ class Call:
         "last_error",
         "limit",
         "limit_name",
+        "limit_seconds",
         "max_time",
         "parse",
         "payload",
@@ -80,7 +81,7 @@ class Call:
         self.bell = threading.Event()  # rung when something that this call waits for may have changed
         self.stopped: CallError | None = None  # set once: the call is given up
         # The present try. ``severed``: its socket was cut, so whatever was read from it is void.
-        self.limit, self.limit_name = math.inf, ""
+        self.limit, self.limit_name, self.limit_seconds = math.inf, "", 0.0
         self.stale = False  # the connection was a kept one, and the server had closed it
         self.wants_fresh = False  # the last one was, so this try opens its own
         self.severed = False
@@ -109,7 +110,8 @@ class Call:
 
     def set_limit(self, name: str, seconds: float) -> None:
         """Give this phase of the try (connect, read) so many seconds from now, but not beyond the call's end."""
-        self.limit_name, self.limit = name, min(time.monotonic() + seconds, self.ends)
+        self.limit_name, self.limit_seconds = name, seconds
+        self.limit = min(time.monotonic() + seconds, self.ends)
 
     def hold(self, sock: socket.socket | None) -> None:
         """Name the socket that the try now uses, so that it can be cut. One cut short before this is cut now."""
@@ -134,7 +136,10 @@ class Call:
             told = f"; the last failure: {self.last_error}" if self.last_error else ""
             return APITimeoutError(f"max_time of {self.max_time:g} s is over{told}", code="max_time")
         phase = self.limit_name
-        return APITimeoutError(f"no whole answer within the {phase} timeout", code=f"{phase}_timeout")
+        what = "no connection" if phase == "connect" else "no whole answer"
+        return APITimeoutError(
+            f"{what} within the {phase} timeout of {self.limit_seconds:g} s", code=f"{phase}_timeout"
+        )
 
     def past_deadline(self) -> DeadlineError:
         """Return the error for a call that the deadline of its map overtook."""

@@ -21,7 +21,15 @@ from ._runs import FutureRun, Run
 from ._settings import Settings
 from ._threads import Watch, Workers, in_worker
 from ._transport import Transport
-from .errors import CallError, NotSentError, ParseError, PoolClosedError, RateLimitError
+from .errors import (
+    APIConnectionError,
+    CallError,
+    InternalServerError,
+    NotSentError,
+    ParseError,
+    PoolClosedError,
+    RateLimitError,
+)
 from .results import ChatResult
 
 if TYPE_CHECKING:
@@ -110,7 +118,7 @@ class Engine:
             error = final
         if error is None:
             self._governor.answered()
-        elif is_fatal_for_all(error):
+        elif is_fatal_for_all(error) or self._governor.gave_up_at > run.began:
             run.stop(functools.partial(_not_sent, error), cut=False)
         if error is not None:
             _logger.warning("prompt %d failed: %s", call.index, _name(error))
@@ -140,6 +148,10 @@ class Engine:
             call.begin_try(self._governor.answers)
             self._watch.add(call)
             return self._transport.send(call)
+        except APIConnectionError as failure:
+            if is_transient(failure):
+                self._governor.failed(failure)
+            raise
         finally:
             self._watch.discard(call)
             self._governor.leave(call)
@@ -152,6 +164,9 @@ class Engine:
         except RateLimitError as refusal:
             if is_transient(refusal) and (refusal.retry_after or 0) <= self._settings.max_wait:
                 self._governor.refused(call, refusal.retry_after)
+            raise
+        except InternalServerError as failure:
+            self._governor.failed(failure)
             raise
         except CallError:
             self._governor.taken(call, None)

@@ -5,6 +5,10 @@ leave one by one at 0.85 of the rate at which the server took them since the las
 what it can sustain. From there the rate grows, at first by a twentieth a second, then faster and faster until the next
 refusal; at four times where it began the limit is taken for gone, which without a refusal is after 12 seconds. Nothing
 of this is in force before the first refusal.
+
+An outage (``Outage``): when as many requests in a row as there are places, and 20 at least, met nothing but connection
+failures and 5xx, one call at a time probes, at growing intervals, and the others wait. It is waited out for five times
+``max_wait``, or for 10 seconds if nothing was ever answered; then what waits is given up.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import time
 from collections import deque
 
 from ._call import Call
-from .errors import NotSentError
+from .errors import CallError, NotSentError
 
 # Names of what holds a call back, as the summary shows them.
 PLACES = "max_workers"
@@ -24,6 +28,7 @@ PACE = "the server's rate limit (pace)"
 REQUESTS = "requests_per_minute"
 TOKENS = "tokens_per_minute"
 BACK_OFF = "back-off after failures"
+OUTAGE = "an outage of the server"
 
 _CUT = 0.85  # of the measured rate, at each episode of refusals
 _GROWTH = 0.05  # of the cut rate, each second, and beside it:
@@ -31,6 +36,11 @@ _CUBIC = 9.0  # seconds after which the cubic term alone has doubled the rate
 _FORGET = 4.0  # times the cut rate: a limit so much higher is another limit
 _FIRST_COOL_DOWN = 1.0  # seconds, where a refusal names no delay; doubles with each further one
 _WINDOW = 60.0  # seconds over which the rate is measured; older counts fade
+_FEWEST_FAILURES = 20  # in a row, that make an outage
+_FIRST_PROBE = 0.25  # seconds after it began; the interval doubles with each probe that fails
+_LONGEST_PROBE = 5.0  # seconds between two probes
+_OUTAGE_WAITS = 5  # times max_wait: so long is an outage waited out
+_NEVER_ANSWERED = 10.0  # seconds: how long at most, if there never was an answer
 _BURST = 1.0  # seconds' worth of a budget that may leave at once
 
 
@@ -97,6 +107,60 @@ class Pace:
             self.rate, self._next = None, -math.inf
 
 
+class Outage:
+    """Notices an outage and says when to probe: pure arithmetic on the times it is given."""
+
+    def __init__(self, places: int, longest_wait: float) -> None:
+        self._enough = max(_FEWEST_FAILURES, places)
+        self._longest_wait = longest_wait
+        self._failures = 0  # in a row
+        self._since: float | None = None  # when the present outage began
+        self._probe: Call | None = None  # the call that probes now
+        self._probes = 0
+        self._next = 0.0  # when the next one may
+        self.cause: CallError | None = None  # the latest failure
+
+    def delay(self, now: float) -> float:
+        """Return the seconds until a call may be sent: 0 while there is no outage, infinite while one probes."""
+        if self._since is None:
+            return 0.0
+        return math.inf if self._probe is not None else max(0.0, self._next - now)
+
+    def left(self, now: float, *, ever_answered: bool) -> float:
+        """Return the seconds that the outage, if there is one, will still be waited out."""
+        if self._since is None:
+            return math.inf
+        longest = _OUTAGE_WAITS * self._longest_wait
+        return self._since + (longest if ever_answered else min(longest, _NEVER_ANSWERED)) - now
+
+    def sent(self, call: Call) -> None:
+        """Note that a call is sent; in an outage it is the probe."""
+        if self._since is not None:
+            self._probe = call
+
+    def left_wire(self, call: Call) -> None:
+        """Note that a call is off the wire, whatever came of it."""
+        if self._probe is call:
+            self._probe = None
+
+    def failed(self, now: float, cause: CallError) -> None:
+        """Note a connection failure or a 5xx."""
+        self._failures += 1
+        self.cause = cause
+        if self._since is not None:
+            self._probes += 1
+        elif self._failures >= self._enough:
+            self._since, self._probes = now, 0
+        else:
+            return
+        wait = min(_FIRST_PROBE * 2.0 ** min(self._probes, 16), _LONGEST_PROBE, self._longest_wait)
+        self._next = max(self._next, now + wait)
+
+    def over(self) -> None:
+        """Note that the server is there, or that it is not waited for any more."""
+        self._failures, self._since, self._probe = 0, None, None
+
+
 class Budget:
     """So much a minute, evenly: at most a second's share at once. A larger need is met when the bucket is full.
 
@@ -136,11 +200,13 @@ class Governor:
         self._free = places
         self._queue: deque[Call] = deque()
         self._pace = Pace()
+        self._outage = Outage(places, longest_wait)
         self._requests = Budget(requests_per_minute) if requests_per_minute else None
         self._tokens = Budget(tokens_per_minute) if tokens_per_minute else None
         self._tokens_per_minute = tokens_per_minute
         self._longest_wait = longest_wait
         self.answers = 0  # calls of this pool answered so far
+        self.gave_up_at = -math.inf  # when an outage was last given up
 
     def enter(self, call: Call) -> None:
         """Wait until the call may send, and take a place; pair it with ``leave``.
@@ -168,6 +234,7 @@ class Governor:
             if call.has_place:
                 call.has_place = False
                 self._free += 1
+                self._outage.left_wire(call)
                 self._ring_head()
 
     def answered(self) -> None:
@@ -175,11 +242,18 @@ class Governor:
         with self._lock:
             self.answers += 1
 
+    def failed(self, error: CallError) -> None:
+        """Note a connection failure or a 5xx: the server may be out."""
+        with self._lock:
+            self._outage.failed(time.monotonic(), error)
+
     def taken(self, call: Call, tokens: int | None) -> None:
         """Note that the server took the call's request, and how many tokens it really used."""
         now = time.monotonic()
         with self._lock:
+            self._outage.over()
             self._pace.taken(now)
+            self._ring_head()
             if self._tokens and tokens is not None:
                 self._tokens.take(tokens - call.tokens)
 
@@ -187,6 +261,7 @@ class Governor:
         """Note a refusal for rate; the server asked for ``delay`` seconds, or named none."""
         now = time.monotonic()
         with self._lock:
+            self._outage.over()
             self._pace.refused(now, call.sent_at, delay, self._longest_wait)
             if self._tokens:
                 self._tokens.take(-call.tokens)
@@ -204,13 +279,24 @@ class Governor:
         while True:
             call.bell.clear()
             with self._lock:
+                longest = self._wait_out()
                 first = self._queue[0] is call
                 delay, cause = self._try_admit(call) if first else (math.inf, self._cause())
                 if delay == 0:
                     self._queue.popleft()
                     return
             _raise_if_over(call)
-            call.wait(delay, cause)
+            call.wait(min(delay, longest), cause)
+
+    def _wait_out(self) -> float:
+        """Under the lock: return how long an outage will still be waited out; if it is over, give up who waits."""
+        left = self._outage.left(time.monotonic(), ever_answered=self.answers > 0)
+        if left <= 0:
+            for call in self._queue:
+                call.stop(_given_up(call, self._outage.cause), cut=False)
+            self._outage.over()
+            self.gave_up_at = time.monotonic()
+        return left
 
     def _try_admit(self, call: Call) -> tuple[float, str]:
         """Under the lock: take everything the call needs and return 0, or how long it has to wait, and for what."""
@@ -220,6 +306,7 @@ class Governor:
             self._free -= 1
             call.has_place = True
             self._pace.sent(now)
+            self._outage.sent(call)
             if self._requests:
                 self._requests.take(1)
             if self._tokens:
@@ -227,7 +314,7 @@ class Governor:
         return delay, cause
 
     def _gates(self, now: float, call: Call) -> tuple[float, str]:
-        waits = [self._pace.delay(now)]
+        waits = [self._pace.delay(now), (self._outage.delay(now), OUTAGE)]
         if self._requests:
             waits.append((self._requests.delay(now, 1), REQUESTS))
         if self._tokens:
@@ -242,6 +329,15 @@ class Governor:
     def _ring_head(self) -> None:
         if self._queue:
             self._queue[0].bell.set()
+
+
+def _given_up(call: Call, cause: CallError | None) -> CallError:
+    """Return the error of a call that waited in vain: its own last failure, or that it was not sent."""
+    if call.last_error is not None:
+        return call.last_error
+    error = NotSentError(f"not sent, because the server was out for too long: {cause}", code="outage")
+    error.__cause__ = cause
+    return error
 
 
 def _raise_if_over(call: Call) -> None:
