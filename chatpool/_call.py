@@ -11,7 +11,7 @@ from typing import Any, Callable
 
 from ._replies import Completion
 from .errors import APITimeoutError, CallError, DeadlineError
-from .results import ChatResult
+from .results import ChatResult, Usage
 
 Parse = Callable[[str], Any]
 
@@ -32,8 +32,10 @@ class Call:
         "bell",
         "completion",
         "deadline",
+        "due",
         "has_place",
         "index",
+        "is_parked",
         "last_error",
         "limit",
         "limit_name",
@@ -42,6 +44,7 @@ class Call:
         "parse",
         "payload",
         "prompt",
+        "recalled",
         "request_id",
         "sent_at",
         "severed",
@@ -50,6 +53,7 @@ class Call:
         "stopped",
         "tokens",
         "tries",
+        "usage",
         "value",
         "waits",
         "wants_fresh",
@@ -75,7 +79,11 @@ class Call:
         self.completion: Completion | None = None
         self.value: Any = None
         self.request_id: str | None = None
+        self.usage: Usage | None = None  # of all tries together: each was paid for
         self.last_error: CallError | None = None
+        self.due = 0.0  # when the next try may be
+        self.is_parked = False  # it waits for that without a thread
+        self.recalled = False  # the thread that waits for that is needed
         self.has_place = False
         self.waits: dict[str, float] = {}  # seconds, by cause
         self.bell = threading.Event()  # rung when something that this call waits for may have changed
@@ -159,23 +167,25 @@ class Call:
             self.bell.wait(None if limit == math.inf else min(limit, threading.TIMEOUT_MAX))
             self.waits[cause] = self.waits.get(cause, 0.0) + time.monotonic() - began
 
-    def pause(self, seconds: float, cause: str) -> bool:
-        """Wait out ``seconds``; False if the call was stopped or ended first."""
-        until = time.monotonic() + seconds
-        while self.stopped is None:
+    def pause(self, cause: str) -> bool:
+        """Wait until the next try is due; False if the call was stopped, recalled or ended first."""
+        while True:
             self.bell.clear()
             now = time.monotonic()
-            if now >= min(until, self.ends):
-                return now < self.ends
-            if self.stopped is None:
-                self.wait(until - now, cause)
-        return False
+            if self.stopped is not None or now >= self.ends:
+                return False
+            if now >= self.due:
+                return True
+            if self.recalled:
+                return False
+            self.wait(self.due - now, cause)
 
     def result(self, error: CallError | None) -> ChatResult:
         """Close the books on this call."""
         done = self.completion
         if error is not None:
             error.attempts = self.attempts
+            error.request_id = error.request_id or self.request_id
             error.__traceback__ = None  # it would keep every frame of the call alive
         return ChatResult(
             index=self.index,
@@ -183,7 +193,7 @@ class Call:
             text=done.text if done else None,
             value=self.value if error is None else None,
             finish_reason=done.finish_reason if done else None,
-            usage=done.usage if done else None,
+            usage=self.usage,
             response=done.response if done else None,
             request_id=self.request_id or (error.request_id if error else None),
             attempts=self.attempts,
@@ -199,6 +209,11 @@ class Call:
             self.stopped = self.stopped or error
             if cut:
                 self._sever()
+        self.bell.set()
+
+    def recall(self) -> None:
+        """Ask the thread that only waits for this call to give it up for now."""
+        self.recalled = True
         self.bell.set()
 
     def expire(self, now: float) -> None:

@@ -20,7 +20,7 @@ from ._retry import TryAgain, delay_before_retry, is_fatal_for_all, is_transient
 from ._runs import FutureRun, Run
 from ._settings import Settings
 from ._threads import Watch, Workers, in_worker
-from ._transport import Transport
+from ._transport import Transport, abandoned
 from .errors import (
     APIConnectionError,
     CallError,
@@ -40,13 +40,12 @@ _logger = logging.getLogger("chatpool")
 _MOST_SENDS = 5  # times max_tries: so often a prompt is sent at most, refusals for rate included
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
-_abandoned: list[object] = []  # a parent process's Sessions: closing them could wait for a lock that nobody holds here
 
 
 class Engine:
     """Everything of a pool that must not cross a fork. Made in each process at the first use, starts nothing itself."""
 
-    def __init__(self, settings: Settings, session: Session | None, user_agent: str) -> None:
+    def __init__(self, settings: Settings, session: Session | None, user_agent: str, *, is_child: bool) -> None:
         self.pid = os.getpid()
         self._settings = settings
         self._governor = Governor(
@@ -55,7 +54,7 @@ class Engine:
             tokens_per_minute=settings.tokens_per_minute,
             longest_wait=settings.max_wait,
         )
-        self._transport = Transport(settings, session, user_agent)
+        self._transport = Transport(settings, session, user_agent, is_child=is_child)
         self._workers = Workers(settings.max_workers)
         self._watch = Watch()
         self._runs: set[Run] = set()
@@ -73,12 +72,16 @@ class Engine:
         if self._closed:  # looked at after the run is on the list: close() looks the other way round
             self.end(run)
             raise PoolClosedError("this pool is closed; make a new one")
-        inline = inline or in_worker()
+        run.is_inline = inline = inline or in_worker()
         if not inline or jobs > 1:
             self._workers.offer(run, jobs)
         if inline or not self._workers.alive:  # no thread could be started
-            while (job := run.next_job()) is not None:
+            while (job := run.next_job(may_wait=True)) is not None:
                 job()
+
+    def offer(self, run: Run) -> None:
+        """Remember that a run has calls to take up again. The worker that brought one back looks for work next."""
+        self._workers.offer(run, 0)
 
     def end(self, run: Run) -> None:
         """Forget a run."""
@@ -106,16 +109,25 @@ class Engine:
         """Stop the runs that nobody waits for any more, now that the main thread is through."""
         self.give_up([run for run in list(self._runs) if not _is_awaited(run)], "the interpreter is exiting")
 
-    def complete(self, run: Run, call: Call) -> ChatResult:
-        """Carry a call through its tries to its outcome."""
+    def complete(self, run: Run, call: Call) -> ChatResult | None:
+        """Carry a call through its tries to its outcome.
+
+        None: it is to be taken up again when it is due, because meanwhile its thread is needed for others.
+        """
         error: CallError | None = None
         try:
-            self._prepare(run, call)
-            persist(lambda: self._attempt(call))
+            if not call.payload:
+                self._prepare(run, call)
+            if not call.is_parked or self._back_off(run, call):
+                persist(lambda: self._attempt(run, call))
+            else:
+                error = call.stopped or call.last_error
         except TryAgain as last:
             error = call.stopped or last.error
         except CallError as final:
             error = final
+        if call.is_parked:
+            return None
         if error is None:
             self._governor.answered()
         elif is_fatal_for_all(error) or self._governor.gave_up_at > run.began:
@@ -131,7 +143,7 @@ class Engine:
         if settings.tokens_per_minute:
             call.tokens = estimate_tokens(call.payload, body)
 
-    def _attempt(self, call: Call) -> None:
+    def _attempt(self, run: Run, call: Call) -> None:
         """Make one try. Sets the call's value, or raises TryAgain or the final error."""
         error: CallError | None = None
         try:
@@ -139,7 +151,7 @@ class Engine:
         except CallError as failure:
             error = failure
         if error is not None:  # outside the except block, so that nothing hangs on the error as its context
-            raise self._verdict(call, error)
+            raise self._verdict(run, call, error)
 
     def _exchange(self, call: Call) -> Reply:
         """Send the request and read the reply, holding a place in flight for just so long."""
@@ -150,7 +162,7 @@ class Engine:
             return self._transport.send(call)
         except APIConnectionError as failure:
             if is_transient(failure):
-                self._governor.failed(failure)
+                self._governor.failed(call, failure)
             raise
         finally:
             self._watch.discard(call)
@@ -166,12 +178,15 @@ class Engine:
                 self._governor.refused(call, refusal.retry_after)
             raise
         except InternalServerError as failure:
-            self._governor.failed(failure)
+            self._governor.failed(call, failure)
             raise
         except CallError:
             self._governor.taken(call, None)
             raise
-        self._governor.taken(call, completion.usage.total_tokens if completion.usage else None)
+        usage = completion.usage
+        if usage is not None:
+            call.usage = usage if call.usage is None else call.usage + usage
+        self._governor.taken(call, usage.total_tokens if usage else None)
         check_answer(reply, completion)
         call.value = completion.text if call.parse is None else self._parse(call.parse, completion.text)
 
@@ -182,7 +197,7 @@ class Engine:
             told, name = self._transport.redact(str(refusal)), type(refusal).__name__
         raise ParseError(f"parse refused the answer: {name}: {told}", code=name)
 
-    def _verdict(self, call: Call, error: CallError) -> Exception:
+    def _verdict(self, run: Run, call: Call, error: CallError) -> Exception:
         """Return TryAgain with the wait for it if another try is due, else the error that ends the call."""
         settings = self._settings
         call.last_error = error
@@ -201,13 +216,14 @@ class Engine:
         if time.monotonic() + delay >= call.ends:
             return call.past_deadline() if call.ends == call.deadline else error
         _logger.info("prompt %d: try %d failed (%s), next in %.2f s", call.index, call.attempts, _name(error), delay)
-        return TryAgain(error, lambda: self._back_off(call, delay))
+        call.due = time.monotonic() + delay
+        return TryAgain(error, lambda: self._back_off(run, call))
 
-    def _back_off(self, call: Call, delay: float) -> bool:
-        if delay == 0:
-            return call.stopped is None
-        with self._workers.away():
-            return call.pause(delay, BACK_OFF)
+    def _back_off(self, run: Run, call: Call) -> bool:
+        """Wait until the call is due; False: there will be no try now."""
+        goes_on = self._workers.wait(call, BACK_OFF, must_stay=run.is_inline)
+        call.is_parked = not goes_on and call.stopped is None and time.monotonic() < call.ends
+        return goes_on
 
 
 def _name(error: CallError) -> str:
@@ -230,7 +246,7 @@ def _not_sent(cause: CallError) -> NotSentError:
 def _release(pid: int, watch: Watch, transport: Transport) -> None:
     """Let go of what a collected engine held, in the process that made it."""
     if os.getpid() != pid:
-        _abandoned.append(transport)
+        abandoned.append(transport)
         return
     watch.close()
     transport.close()

@@ -1,14 +1,15 @@
 """When the next request may leave: places in flight, the server's cool-down, an adaptive pace, budgets. No HTTP.
 
 The law (``Pace``): a refusal for rate pauses the whole pool for the server's delay. When the pause is over, requests
-leave one by one at 0.85 of the rate at which the server took them since the last pause, that pause included, which is
-what it can sustain. From there the rate grows, at first by a twentieth a second, then faster and faster until the next
-refusal; at four times where it began the limit is taken for gone, which without a refusal is after 12 seconds. Nothing
-of this is in force before the first refusal.
+leave one by one at 0.85 of the rate at which the server took them since the last pause. Where it refused more than a
+few of them, the new pause counts as time, too: then the rate before it was a burst, not what the server can sustain.
+From there the rate grows, at first by a twentieth a second, then faster and faster until the next refusal; at four
+times where it began the limit is taken for gone, which without a refusal is after 12 seconds. Nothing of this is in
+force before the first refusal.
 
-An outage (``Outage``): when as many requests in a row as there are places, and 20 at least, met nothing but connection
-failures and 5xx, one call at a time probes, at growing intervals, and the others wait. It is waited out for five times
-``max_wait``, or for 10 seconds if nothing was ever answered; then what waits is given up.
+An outage (``Outage``): when the first tries of a quarter more prompts in a row than there are places, and of 20 at
+least, met nothing but connection failures and 5xx, one call at a time probes, at growing intervals, and the others wait. It is waited out for
+five times ``max_wait``, or for 10 seconds if nothing was ever answered; then what waits is given up.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ BACK_OFF = "back-off after failures"
 OUTAGE = "an outage of the server"
 
 _CUT = 0.85  # of the measured rate, at each episode of refusals
+_FEW = 0.1  # refusals for each request taken, in one episode
 _GROWTH = 0.05  # of the cut rate, each second, and beside it:
 _CUBIC = 9.0  # seconds after which the cubic term alone has doubled the rate
 _FORGET = 4.0  # times the cut rate: a limit so much higher is another limit
@@ -56,6 +58,7 @@ class Pace:
         self._sent_at = -math.inf
         self._cut_at = -math.inf  # the last episode's first refusal
         self._cut_due = False  # the pause of an episode is not over yet
+        self._refused = 0  # in this episode
         self._base = 0.0  # the rate after the latest cut
         self._silent = 0  # refusals in a row that named no delay
 
@@ -92,10 +95,13 @@ class Pace:
             self._silent += new_episode
         self.not_before = max(self.not_before, now + delay)
         if new_episode:
-            self._cut_at, self._cut_due = now, True
+            self._cut_at, self._cut_due, self._refused = now, True, 0
+        self._refused += 1
 
     def _cut(self, now: float) -> None:
-        span = max(now - self._since, 1e-3) if self._since is not None else 1.0
+        began = self._cut_at if self._since is None else self._since
+        ended = self._cut_at if self._refused <= _FEW * self._taken else now
+        span = max(ended - began, 1e-3)
         self._base = self.rate = _CUT * max(self._taken, 1) / span
         self._cut_due, self._since, self._taken = False, now, 0.0
         self._next = now
@@ -111,9 +117,9 @@ class Outage:
     """Notices an outage and says when to probe: pure arithmetic on the times it is given."""
 
     def __init__(self, places: int, longest_wait: float) -> None:
-        self._enough = max(_FEWEST_FAILURES, places)
+        self._enough = max(_FEWEST_FAILURES, places + places // 4)
         self._longest_wait = longest_wait
-        self._failures = 0  # in a row
+        self._failures = 0  # of first tries, in a row
         self._since: float | None = None  # when the present outage began
         self._probe: Call | None = None  # the call that probes now
         self._probes = 0
@@ -143,9 +149,9 @@ class Outage:
         if self._probe is call:
             self._probe = None
 
-    def failed(self, now: float, cause: CallError) -> None:
-        """Note a connection failure or a 5xx."""
-        self._failures += 1
+    def failed(self, now: float, call: Call, cause: CallError) -> None:
+        """Note a connection failure or a 5xx. Prompts that fail again and again may be sick themselves."""
+        self._failures += call.attempts == 1
         self.cause = cause
         if self._since is not None:
             self._probes += 1
@@ -242,10 +248,10 @@ class Governor:
         with self._lock:
             self.answers += 1
 
-    def failed(self, error: CallError) -> None:
+    def failed(self, call: Call, error: CallError) -> None:
         """Note a connection failure or a 5xx: the server may be out."""
         with self._lock:
-            self._outage.failed(time.monotonic(), error)
+            self._outage.failed(time.monotonic(), call, error)
 
     def taken(self, call: Call, tokens: int | None) -> None:
         """Note that the server took the call's request, and how many tokens it really used."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import heapq
 import math
 import threading
 import time
@@ -24,8 +25,11 @@ Reason = Callable[[], CallError]  # makes the error of each call that is given u
 class Completes(Protocol):
     """What makes the calls of a run."""
 
-    def complete(self, run: Run, call: Call) -> ChatResult:
-        """Carry a call through to its outcome."""
+    def complete(self, run: Run, call: Call) -> ChatResult | None:
+        """Carry a call through to its outcome; None: it is to be taken up again when it is due."""
+
+    def offer(self, run: Run) -> None:
+        """Remember that a run has calls to take up again."""
 
     def end(self, run: Run) -> None:
         """Forget a run."""
@@ -48,11 +52,13 @@ class Run:
         self.began = time.monotonic()
         self.deadline = math.inf if deadline is None else self.began + deadline
         self.owner: threading.Thread | None = threading.current_thread()
+        self.is_inline = False  # its calls are made by the thread that asked for them
         self.waits: Counter[str] = Counter()  # seconds that calls waited, by cause
         self.retries = 0
         self._context = contextvars.copy_context()
         self._changed = threading.Condition()  # guards all that follows
         self._todo: deque[Indexed] = deque()
+        self._parked: list[tuple[float, int, Call]] = []  # a heap: calls that wait without a thread
         self._under_way: set[Call] = set()
         self._done: deque[ChatResult] = deque()
         self._wanted = math.inf  # done results that the gathering thread waits for
@@ -69,16 +75,24 @@ class Run:
             self.stop(verdict, cut=False)
         return waiting
 
-    def next_job(self) -> Job | None:
-        """Return the next call as a job, or None if none is left."""
+    def next_job(self, *, may_wait: bool) -> Job | None:
+        """Return the next call as a job: a parked one that is due, a new one, or with ``may_wait`` any parked one."""
         with self._changed:
-            if not self._todo:
+            if self._parked and (self._parked[0][0] <= time.monotonic() or (may_wait and not self._todo)):
+                _, _, call = heapq.heappop(self._parked)
+            elif self._todo:
+                index, prompt = self._todo.popleft()
+                call = Call(index, prompt, parse=self.parse, max_time=self._max_time, deadline=self.deadline)
+                self._under_way.add(call)
+            else:
                 return None
-            index, prompt = self._todo.popleft()
-            call = Call(index, prompt, parse=self.parse, max_time=self._max_time, deadline=self.deadline)
-            self._under_way.add(call)
         # A copy each: a context can be entered by one thread only.
         return functools.partial(self._context.copy().run, self._make, call)
+
+    def has_ready_job(self) -> bool:
+        """Whether a call can be handed out that need not wait."""
+        with self._changed:
+            return bool(self._todo) or (bool(self._parked) and self._parked[0][0] <= time.monotonic())
 
     def gather(self, wanted: float, timeout: float) -> list[ChatResult]:
         """Wait until so many results are there or the time is over; return all there are. Raises a bug found.
@@ -113,14 +127,16 @@ class Run:
         with self._changed:
             self._verdict = self._verdict or reason
             todo, under_way = list(self._todo), list(self._under_way)
+            parked = {call for _, _, call in self._parked}
             self._todo.clear()
+            self._parked.clear()
         for index, prompt in todo:
             self._settle(unsent(index, prompt, reason()))
         for call in under_way:
             error = reason()
             error.__cause__ = error.__cause__ or call.last_error
             call.stop(error, cut=cut)
-            if cut:
+            if cut or call in parked:
                 self._finish(call, call.result(call.stopped))
 
     def abandon(self, bug: BaseException) -> None:
@@ -128,6 +144,7 @@ class Run:
         with self._changed:
             self._bug = self._bug or bug
             self._todo.clear()
+            self._parked.clear()
             under_way = list(self._under_way)
             self._changed.notify()
         for call in under_way:
@@ -139,7 +156,16 @@ class Run:
         except BaseException as bug:  # noqa: BLE001
             self.abandon(bug)
         else:
-            self._finish(call, result)
+            if result is None:
+                self._park(call)
+            else:
+                self._finish(call, result)
+
+    def _park(self, call: Call) -> None:
+        with self._changed:
+            if call in self._under_way:
+                heapq.heappush(self._parked, (call.due, call.index, call))
+        self._engine.offer(self)
 
     def _finish(self, call: Call, result: ChatResult) -> None:
         with self._changed:
@@ -169,10 +195,10 @@ class FutureRun(Run):
         self.future: Future[ChatResult] = Future()
         self.owner = None
 
-    def next_job(self) -> Job | None:
+    def next_job(self, *, may_wait: bool) -> Job | None:
         """Return the call as a job, unless it is out already or its Future was cancelled."""
-        job = super().next_job()
-        if job is None or self.future.set_running_or_notify_cancel():
+        job = super().next_job(may_wait=may_wait)
+        if job is None or self.future.running() or self.future.set_running_or_notify_cancel():
             return job
         self._engine.end(self)
         return None

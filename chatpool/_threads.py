@@ -5,9 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Callable, Protocol
 
 from ._call import Call
@@ -23,8 +21,11 @@ _role = threading.local()
 class Source(Protocol):
     """Where workers get their jobs."""
 
-    def next_job(self) -> Job | None:
-        """Return the next job, or None if there is none now."""
+    def next_job(self, *, may_wait: bool) -> Job | None:
+        """Return the next job, or None if there is none now; with ``may_wait``, also one that begins with a wait."""
+
+    def has_ready_job(self) -> bool:
+        """Whether there is a job that can begin at once."""
 
 
 def in_worker() -> bool:
@@ -35,7 +36,8 @@ def in_worker() -> bool:
 class Workers:
     """Threads that take jobs from several sources in turn, so that a small map is not stuck behind a large one.
 
-    At most ``size`` are at work; those that only wait (``away``) are stood in for by others.
+    At most ``size`` are at work. Those that only wait for their call's next try are stood in for by others, up to
+    twice the size; from there on a call that waits must give its thread up, and is taken up again later.
     """
 
     def __init__(self, size: int) -> None:
@@ -46,6 +48,7 @@ class Workers:
         self._sources: deque[Source] = deque()
         self._active = 0  # workers at work or about to be
         self._total = 0  # the same and those that wait
+        self._waiting: dict[Call, None] = {}  # calls whose workers wait, the longest first
         self._executor = ThreadPoolExecutor(self._most, thread_name_prefix="chatpool-worker")
 
     def offer(self, source: Source, jobs: int) -> None:
@@ -53,42 +56,59 @@ class Workers:
         with self._lock:
             if source not in self._sources:
                 self._sources.append(source)
-            start = min(jobs, self._size - self._active, self._most - self._total)
+            wanted = max(0, min(jobs, self._size - self._active))
+            start = sum(self._reserve() for _ in range(wanted))
+            # Where no more threads may be, those that only wait have to give theirs up.
+            recalled = list(self._waiting)[: wanted - start]
+        for call in recalled:
+            call.recall()
         for _ in range(start):
-            self._start_one()
+            self._start()
 
     @property
     def alive(self) -> bool:
         """Whether any worker is at work or about to be."""
         return self._total > 0
 
-    @contextmanager
-    def away(self) -> Iterator[None]:
-        """While this worker waits, let another one work."""
+    def wait(self, call: Call, cause: str, *, must_stay: bool) -> bool:
+        """Wait in this thread until the call is due; meanwhile another worker may work. False: it is not to go on.
+
+        Then it was stopped, or, unless it ``must_stay``, it is to be parked, because its thread is needed.
+        """
         if not in_worker():
-            yield
-            return
+            return call.pause(cause)
         with self._lock:
+            wanted = any(source.has_ready_job() for source in self._sources)
+            if wanted and self._total >= self._most and not must_stay:
+                return False
             self._active -= 1
-            wanted = bool(self._sources)
-        if wanted:
-            self._start_one()
+            stand_in = wanted and self._reserve()
+            call.recalled = False
+            if not must_stay:
+                self._waiting[call] = None
+        if stand_in:
+            self._start()
         try:
-            yield
+            return call.pause(cause)
         finally:
             with self._lock:
                 self._active += 1
+                self._waiting.pop(call, None)
 
     def close(self) -> None:
         """End the threads. Waits for them, unless it is called by one of them."""
         self._executor.shutdown(wait=not in_worker())
 
-    def _start_one(self) -> None:
-        with self._lock:
-            if self._active >= self._size or self._total >= self._most:
-                return
-            self._active += 1
-            self._total += 1
+    def _reserve(self) -> bool:
+        """Under the lock: count one more worker in, if there may be one."""
+        if self._active >= self._size or self._total >= self._most:
+            return False
+        self._active += 1
+        self._total += 1
+        return True
+
+    def _start(self) -> None:
+        """Start a worker that is counted in already."""
         ticket = _Ticket()
         try:
             self._executor.submit(self._work, ticket)
@@ -105,13 +125,16 @@ class Workers:
             del job  # or it would live on, with its prompt and its answer, until the next one comes
 
     def _take(self) -> Job | None:
+        """Return the next job: one that can begin at once, else one that waits; None ends this worker."""
         with self._lock:
-            while self._sources and self._active <= self._size:
-                job = self._sources[0].next_job()
-                if job is not None:
-                    self._sources.rotate(-1)
-                    return job
-                self._sources.popleft()
+            if self._active <= self._size:
+                for may_wait in (False, True):
+                    for _ in range(len(self._sources)):
+                        job = self._sources[0].next_job(may_wait=may_wait)
+                        self._sources.rotate(-1)
+                        if job is not None:
+                            return job
+                self._sources.clear()
             self._active -= 1
             self._total -= 1
         return None

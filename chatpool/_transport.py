@@ -41,6 +41,9 @@ _KEEP_ALIVE = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, 
 # urllib3's connections are made far below Session.send, but in the same thread.
 _present = threading.local()
 
+# What belongs to a parent process is kept, never closed: closing could wait for a lock that nobody holds here.
+abandoned: list[object] = []
+
 
 class _Response(HTTPResponse):
     """Skips interim replies. http.client skips only 100, and a 103 left in place would be taken for the answer,
@@ -62,6 +65,7 @@ class _Cuttable:
     sock: Any
     served = 0  # replies so far
     idle_since = 0.0
+    _guard: socket.socket | None = None  # a second handle on the socket while it is being connected
 
     def connect(self) -> None:
         call: Call | None = getattr(_present, "call", None)
@@ -69,9 +73,31 @@ class _Cuttable:
             super().connect()  # type: ignore[misc]  # HTTPConnection's
             return
         call.set_limit("connect", _present.settings.connect_timeout)
-        super().connect()  # type: ignore[misc]
+        try:
+            super().connect()  # type: ignore[misc]
+        finally:
+            call.hold(None)
+            if self._guard is not None:
+                self._guard.close()
         self.served = 0
         self._begin_request(call)
+
+    def _new_conn(self) -> socket.socket:
+        """Connect as urllib3 does, but so that it can be cut, and with one limit for all of a name's addresses."""
+        call: Call | None = getattr(_present, "call", None)
+        if call is None:
+            sock: socket.socket = super()._new_conn()  # type: ignore[misc]
+            return sock
+        try:
+            sock = _connect(call, self)
+        except socket.timeout as error:  # before Python 3.10 no TimeoutError
+            raise urllib3.exceptions.ConnectTimeoutError(self, "timed out") from error
+        except OSError as error:
+            raise urllib3.exceptions.NewConnectionError(self, str(error)) from error  # type: ignore[arg-type]
+        # The TLS handshake takes the socket's handle away from it; this one can still be cut.
+        self._guard = sock.dup()
+        call.hold(self._guard)
+        return sock
 
     def putrequest(self, *args: Any, **kwargs: Any) -> None:
         call: Call | None = getattr(_present, "call", None)
@@ -104,6 +130,31 @@ class _Cuttable:
         call: Call | None = getattr(_present, "call", None)
         if call is not None and self.served:
             call.stale = True
+
+
+def _connect(call: Call, connection: Any) -> socket.socket:
+    """Try the addresses of a connection's host in turn. Looking them up is the one thing that nothing can cut."""
+    failure: OSError = socket.gaierror("the name has no address")
+    family = urllib3.util.connection.allowed_gai_family()
+    found = socket.getaddrinfo(connection._dns_host.strip("[]"), connection.port, family, socket.SOCK_STREAM)
+    for kind, type_, protocol, _, address in found:
+        sock = socket.socket(kind, type_, protocol)
+        call.hold(sock)
+        try:
+            for option in connection.socket_options or ():
+                sock.setsockopt(*option)
+            sock.settimeout(max(call.limit - time.monotonic(), 1e-3))
+            if connection.source_address:
+                sock.bind(connection.source_address)
+            sock.connect(address)
+        except OSError as error:
+            failure = error
+            call.hold(None)
+            sock.close()
+        else:
+            sock.settimeout(connection.timeout)
+            return sock
+    raise failure
 
 
 class _HTTPConnection(_Cuttable, HTTPConnection):  # type: ignore[misc]  # typeshed and urllib3 differ
@@ -164,7 +215,9 @@ class _Adapter(HTTPAdapter):
 
 
 def _use_our_pools(manager: Any) -> None:
-    manager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
+    """Make a manager's connections cuttable, unless it brings its own kind of them."""
+    if manager.pool_classes_by_scheme == urllib3.poolmanager.pool_classes_by_scheme:
+        manager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
 
 
 class _Bearer(AuthBase):
@@ -188,11 +241,13 @@ class Transport:
     The Session is set up once and only read afterwards, which is what makes sharing it sound.
     """
 
-    def __init__(self, settings: Settings, session: requests.Session | None, user_agent: str) -> None:
+    def __init__(
+        self, settings: Settings, session: requests.Session | None, user_agent: str, *, is_child: bool
+    ) -> None:
         self._settings = settings
         self._is_own = session is None
         self.session = _new_session() if session is None else session
-        self._mount(settings)
+        self._mount(settings, is_child)
         self._template = self._prepare_template(settings, user_agent)
         self._options = self._resolve_environment(settings)
         self._auth_each_time = None if settings.api_key or self._is_own else self.session.auth
@@ -236,13 +291,19 @@ class Transport:
             raise failure
         return reply
 
-    def _mount(self, settings: Settings) -> None:
+    def _mount(self, settings: Settings, is_child: bool) -> None:
         """Put our adapter in place of requests' own; one of the user's making stays."""
         url = settings.chat_url
         self._adapter = _Adapter(settings.max_workers)
-        if type(self.session.get_adapter(url)) in (HTTPAdapter, _Adapter):
+        present = self.session.get_adapter(url)
+        if type(present) in (HTTPAdapter, _Adapter):
             prefix = url.split("://")[0] + "://" if self._is_own else settings.shown_url
             self.session.mount(prefix, self._adapter)
+        elif isinstance(present, HTTPAdapter):
+            if is_child:  # its sockets are the parent's; kept, because closing them could wait for a lock
+                abandoned.append((present.poolmanager, present.proxy_manager))
+                vars(HTTPAdapter)["__setstate__"](present, vars(HTTPAdapter)["__getstate__"](present))
+            _use_our_pools(present.poolmanager)
 
     def _prepare_template(self, settings: Settings, user_agent: str) -> requests.PreparedRequest:
         headers = {"Accept": "application/json", "Accept-Encoding": "identity", "Content-Type": "application/json"}
@@ -300,6 +361,8 @@ class Transport:
 
     def _translate(self, error: BaseException, call: Call) -> CallError:
         kind, code, told = _judge_failure(error)
+        if kind is APITimeoutError:
+            return call.out_of_time(time.monotonic())
         if call.stale and kind is APIConnectionError:
             code, told = "stale_connection", "the server had closed the kept connection"
         return kind(self.redact(told), code=code)

@@ -259,7 +259,8 @@ class ChatPool:
         engine = self._engines.get(pid)
         if engine is None:
             user_agent = f"chatpool/{__version__}"
-            engine = self._engines.setdefault(pid, Engine(self._settings, self._session, user_agent))
+            made = Engine(self._settings, self._session, user_agent, is_child=bool(self._engines))
+            engine = self._engines.setdefault(pid, made)
         return engine
 
     def _make_run(

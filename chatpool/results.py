@@ -35,10 +35,10 @@ class ChatResult:
 
     ``index``: the prompt's place in the input, from 0. ``text``: the answer's text. ``value``: ``parse(text)``,
     or the text where no ``parse`` was given; None if the call failed. ``finish_reason``: the server's word;
-    ``"length"`` means that the answer was cut at the token limit. ``usage``: tokens, or None if the server did
-    not say. ``response``: the server's whole reply as a dict, also for a failed call where the reply was JSON.
-    ``request_id``: the server's id of the request. ``attempts``: HTTP requests sent. ``elapsed``: seconds from
-    the first of them to the outcome, waits included. ``error``: why it failed, or None.
+    ``"length"`` means that the answer was cut at the token limit. ``usage``: tokens of all tries together, or None
+    if the server did not say. ``response``: the server's whole reply as a dict, also for a failed call where the
+    reply was JSON. ``request_id``: the server's id of the request. ``attempts``: HTTP requests sent. ``elapsed``:
+    seconds from the first of them to the outcome, waits included. ``error``: why it failed, or None.
     """
 
     # dataclass(slots=True) needs Python 3.10; declared by hand it forbids defaults, which nobody misses here.

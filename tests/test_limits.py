@@ -28,17 +28,29 @@ def test_refusal_pauses_for_the_servers_delay():
 
 
 def test_pool_comes_back_at_085_of_the_rate_that_the_server_took():
-    """100 taken in 8 seconds and a pause of 2 make 10 a second, so it comes back at 8.5."""
+    """100 taken in 10 seconds and one refused: it comes back at 8.5 a second."""
     pace = Pace()
     pace.sent(0.0)
     for _ in range(100):
         pace.taken(4.0)
-    pace.refused(8.0, 7.9, 2.0, math.inf)
-    assert pace.delay(10.0)[0] == 0
+    pace.refused(10.0, 9.9, 2.0, math.inf)
+    assert pace.delay(12.0)[0] == 0
     assert pace.rate == pytest.approx(8.5)
-    pace.sent(10.0)
-    delay, cause = pace.delay(10.0)
+    pace.sent(12.0)
+    delay, cause = pace.delay(12.0)
     assert (round(delay, 4), cause) == (round(1 / 8.5, 4), PACE)
+
+
+def test_burst_is_not_taken_for_what_the_server_can_sustain():
+    """10 taken at once, 30 refused, a pause of 2 seconds: that is 5 a second, not 100."""
+    pace = Pace()
+    pace.sent(0.0)
+    for _ in range(10):
+        pace.taken(0.1)
+    for _ in range(30):
+        pace.refused(0.1, 0.0, 1.9, math.inf)
+    pace.delay(2.0)
+    assert pace.rate == pytest.approx(0.85 * 5)
 
 
 def test_rate_is_cut_once_an_episode():
