@@ -6,8 +6,10 @@ import atexit
 import functools
 import logging
 import os
+import sys
 import threading
 import time
+import warnings
 import weakref
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
@@ -107,7 +109,12 @@ class Engine:
 
     def give_up_at_exit(self) -> None:
         """Stop the runs that nobody waits for any more, now that the main thread is through."""
-        self.give_up([run for run in list(self._runs) if not _is_awaited(run)], "the interpreter is exiting")
+        runs = [run for run in list(self._runs) if not _is_awaited(run)]
+        lost = sum(isinstance(run, FutureRun) for run in runs)
+        if lost and getattr(sys, "last_value", None) is None:  # not when an exception ends the program
+            told = f"{lost} submitted prompts were given up at exit; wait for their futures, or use 'with ChatPool()'"
+            warnings.warn(told, RuntimeWarning, stacklevel=2)
+        self.give_up(runs, "the interpreter is exiting")
 
     def complete(self, run: Run, call: Call) -> ChatResult | None:
         """Carry a call through its tries to its outcome.

@@ -8,8 +8,9 @@ times where it began the limit is taken for gone, which without a refusal is aft
 force before the first refusal.
 
 An outage (``Outage``): when the first tries of a quarter more prompts in a row than there are places, and of 20 at
-least, met nothing but connection failures and 5xx, one call at a time probes, at growing intervals, and the others wait. It is waited out for
-five times ``max_wait``, or for 10 seconds if nothing was ever answered; then what waits is given up.
+least, met nothing but connection failures and 5xx, one call at a time probes, at growing intervals, and the others
+wait. It is waited out for five times ``max_wait``, or for 10 seconds if nothing was ever answered; then what waits is
+given up.
 """
 
 from __future__ import annotations

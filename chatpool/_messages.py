@@ -34,9 +34,14 @@ def check_prompt(prompt: Any, index: int) -> None:
     else:
         raise TypeError(
             f"prompt {index}: a prompt is a str, a list of message dicts or a dict of body fields, "
-            f"not {type(prompt).__name__}"
+            f"not {type(prompt).__name__}{_hint(prompt)}"
         )
     encode(prompt, f"prompt {index}")
+
+
+def _hint(prompt: Any) -> str:
+    missing = prompt is None or (isinstance(prompt, float) and prompt != prompt)
+    return "; drop missing values first" if missing else ""
 
 
 def build_body(prompt: Any, *, model: str, system: str | None, params: Mapping[str, Any]) -> dict[str, Any]:

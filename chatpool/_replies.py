@@ -54,6 +54,7 @@ class Reply:
     headers: Mapping[str, str]
     body: bytes
     redact: Callable[[str], str] = field(default=_unchanged, repr=False)
+    base_url: str = ""  # fit to be shown
 
     @property
     def request_id(self) -> str | None:
@@ -252,6 +253,8 @@ def _fail_as(reply: Reply, status: int, error: Any, *, fallback: str) -> NoRetur
     message = _message(error) or fallback or "the reply is empty"
     fields = error if isinstance(error, dict) else {}
     code, kind = fields.get("code"), fields.get("type")
+    if status in (404, 405) and not fields:  # no API speaks here
+        message = f"no chat API at base_url {reply.base_url}: {' '.join(message.split())[:80]}"
     known = next((str(name) for name in (code, kind) if str(name) in _QUOTA_CODES), None)
     if status == 402 or (status == 429 and known):
         reply.fail(QuotaExceededError, f"{status}: {message}", status=status, code=known or code or kind)

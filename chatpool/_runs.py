@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import functools
 import heapq
@@ -15,7 +16,7 @@ from typing import Any, Callable, Protocol
 
 from ._call import PAST_DEADLINE, Call, Parse, unsent
 from ._threads import Job
-from .errors import CallError, DeadlineError
+from .errors import CallError, DeadlineError, NotSentError
 from .results import ChatResult
 
 Indexed = tuple[int, Any]  # a prompt's index and the prompt
@@ -143,17 +144,16 @@ class Run:
         """Give everything up because of an error that is no call's own; ``gather`` raises it."""
         with self._changed:
             self._bug = self._bug or bug
-            self._todo.clear()
-            self._parked.clear()
-            under_way = list(self._under_way)
+        self.stop(lambda: NotSentError("given up because of an exception in another call"), cut=True)
+        with self._changed:
             self._changed.notify()
-        for call in under_way:
-            call.stop(CallError("given up because of another call's error"), cut=True)
 
     def _make(self, call: Call) -> None:
         try:
             result = self._engine.complete(self, call)
         except BaseException as bug:  # noqa: BLE001
+            with contextlib.suppress(AttributeError, TypeError):
+                bug.prompt_index = call.index  # type: ignore[attr-defined]
             self.abandon(bug)
         else:
             if result is None:
@@ -203,13 +203,11 @@ class FutureRun(Run):
         self._engine.end(self)
         return None
 
-    def abandon(self, bug: BaseException) -> None:
-        """Hand the error to whoever waits for the Future."""
-        super().abandon(bug)
-        self._engine.end(self)
-        self.future.set_exception(bug)
-
     def _settle(self, result: ChatResult) -> None:
         self._engine.end(self)
-        if self.future.running() or self.future.set_running_or_notify_cancel():
+        if not self.future.running() and not self.future.set_running_or_notify_cancel():
+            return
+        if self._bug is not None:
+            self.future.set_exception(self._bug)
+        else:
             self.future.set_result(result)

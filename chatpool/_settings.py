@@ -34,6 +34,7 @@ class Settings:
     model: str
     api_key: str | None = field(repr=False)
     key_is_from_environment: bool
+    has_own_auth: bool  # the user's Session or headers bring credentials
     base_url: str = field(repr=False)
     system: str | None = field(repr=False)
     params: Mapping[str, Any] = field(repr=False)
@@ -106,6 +107,7 @@ def make_settings(
         model=_check_text("model", model),
         api_key=None if api_key is None else _check_secret("api_key", api_key),
         key_is_from_environment=api_key is None and not has_own_auth,
+        has_own_auth=has_own_auth,
         base_url=url,
         system=None if system is None else _check_text("system", system),
         params=check_params(params),
@@ -126,9 +128,11 @@ def find_key(settings: Settings) -> Settings:
 
     Other credentials keep the environment's key at home: it belongs to somebody else.
     """
-    if not settings.key_is_from_environment:
+    found = settings.api_key
+    if settings.key_is_from_environment:
+        found = _check_secret("OPENAI_API_KEY", os.environ.get("OPENAI_API_KEY", ""))
+    elif settings.has_own_auth:
         return settings
-    found = _check_secret("OPENAI_API_KEY", os.environ.get("OPENAI_API_KEY", ""))
     if found is None and urlsplit(settings.base_url).hostname == urlsplit(DEFAULT_BASE_URL).hostname:
         raise ConfigurationError(
             "no API key: set the environment variable OPENAI_API_KEY or pass api_key=…; "
@@ -172,6 +176,10 @@ def _check_secret(name: str, secret: str) -> str | None:
     if not isinstance(secret, str):
         raise ConfigurationError(f"{name} must be a str, not {type(secret).__name__}")
     secret = secret.strip()
+    if secret[:7].lower() == "bearer ":
+        raise ConfigurationError(f"{name} must be the key alone, without 'Bearer ' before it")
+    if secret[:1] in ("'", '"'):
+        raise ConfigurationError(f"{name} begins with a quotation mark; take the quotes away")
     for place, char in enumerate(secret):
         if not "!" <= char <= "~":
             what = "white space or a line break" if char.isspace() else "a character that no key has"
@@ -245,5 +253,5 @@ def _check_count(name: str, count: int) -> int:
 
 def _check_text(name: str, text: str) -> str:
     if not isinstance(text, str) or (name == "model" and not text.strip()):
-        raise ConfigurationError(f"{name} must be a non-empty str, not {type(text).__name__}")
+        raise ConfigurationError(f"{name} must be a non-empty str, not {text!r}")
     return text

@@ -339,7 +339,7 @@ class Transport:
 
     def _read(self, response: requests.Response) -> Reply:
         ok = response.status_code == 200
-        body = bytearray()
+        body, shown = bytearray(), self._settings.shown_url
         try:
             for piece in _pieces(response):
                 body += piece
@@ -348,7 +348,7 @@ class Transport:
             else:
                 if ok:
                     _check_length(response, len(body))
-                return Reply(response.status_code, response.headers, bytes(body), self.redact)
+                return Reply(response.status_code, response.headers, bytes(body), self.redact, shown)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError):
             if ok:
                 raise
@@ -357,12 +357,14 @@ class Transport:
         if ok:
             told = f"the answer is larger than {MAX_ANSWER // 2**20} MiB"
             raise InvalidResponseError(told, status_code=200, code="too_large")
-        return Reply(response.status_code, response.headers, bytes(body[:_MAX_ERROR_BODY]), self.redact)
+        return Reply(response.status_code, response.headers, bytes(body[:_MAX_ERROR_BODY]), self.redact, shown)
 
     def _translate(self, error: BaseException, call: Call) -> CallError:
         kind, code, told = _judge_failure(error)
         if kind is APITimeoutError:
             return call.out_of_time(time.monotonic())
+        if code in _WHERE:
+            told = f"{told} ({self._settings.shown_url})"
         if call.stale and kind is APIConnectionError:
             code, told = "stale_connection", "the server had closed the kept connection"
         return kind(self.redact(told), code=code)
@@ -402,6 +404,8 @@ def _is_of_the_wire(error: BaseException) -> bool:
     )
 
 
+# Failures whose message names the address: that is where the mistake may be.
+_WHERE = frozenset({"connection_refused", "name_not_found", "no_tls", "certificate_verify_failed", "cannot_connect"})
 # What another try cannot mend, beside a certificate that does not verify.
 _HOPELESS = (
     requests.exceptions.InvalidURL,

@@ -134,11 +134,11 @@ class ChatPool:
         A prompt is a str, a list of message dicts, or a dict of body fields, which overrides ``params``, which
         overrides the pool's. ``parse`` is called with each answer's text, in a worker thread, and its value takes
         the text's place; a ValueError from it counts as a bad answer and the call is tried again, any other
-        exception is raised here. ``deadline``: seconds from now; what is not done by then is None, with
-        DeadlineError.
+        exception is raised here, with the prompt's index as ``.prompt_index``. ``deadline``: seconds from now; what
+        is not done by then is None, with DeadlineError.
 
         Raises TypeError or ValueError for a prompt that cannot be sent, with its index, before anything is sent.
-        KeyboardInterrupt carries what was done as ``.answers``.
+        Whatever is raised on the way, KeyboardInterrupt for one, carries what was done as ``.answers``.
         """
         check_prompts(prompts)
         items = list(enumerate(prompts))
@@ -202,6 +202,8 @@ class ChatPool:
 
     def retry(self, answers: Answers) -> Answers:
         """Send only the failed prompts of ``answers`` again; return answers with their new results in place."""
+        if not isinstance(answers, Answers):
+            raise TypeError(f"retry takes what map returned, an Answers, not {type(answers).__name__}")
         failed = [(result.index, result.prompt) for result in answers.failures]
         again = self._map(failed, self._make_run(Run, answers.params, answers.parse, None), None)
         fresh = {result.index: result for result in again.results}
@@ -288,8 +290,7 @@ class ChatPool:
                 bar.update(fresh)
         except BaseException as error:
             run.stop(_interrupted, cut=True)
-            if isinstance(error, KeyboardInterrupt):
-                error.answers = self._answers(run, results + run.leftovers())  # type: ignore[attr-defined]
+            error.answers = self._answers(run, results + run.leftovers())  # type: ignore[attr-defined]
             raise
         finally:
             engine.end(run)
@@ -324,7 +325,9 @@ class ChatPool:
                     yield ready.pop(given if in_order else next(iter(ready)))
                     given += 1
             source.raise_error()
-        except KeyboardInterrupt as error:
+        except GeneratorExit:
+            raise
+        except BaseException as error:
             run.stop(_interrupted, cut=True)
             error.answers = self._answers(run, [*ready.values(), *run.leftovers()])  # type: ignore[attr-defined]
             raise

@@ -27,6 +27,7 @@ from typing import Any, Union
 
 _STEP_OF_STALL = 0.05  # seconds between two looks whether a stalled client is still there
 _BACKLOG = 1024
+_PATHS = ("/chat/completions", "/completions", "/embeddings", "/responses")
 
 
 class End(enum.Enum):
@@ -64,6 +65,10 @@ class Reply:
     finish_reason: str = "stop"
     usage: Mapping[str, int] | None = None
     fault: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.fault is not None and self.fault not in _FAULTS:
+            raise ValueError(f"fault must be one of {', '.join(sorted(_FAULTS))}, not {self.fault!r}")
 
     def steps(self, request: Request) -> list[Step]:
         """Return what the server does."""
@@ -226,6 +231,8 @@ class FakeChatServer:
 
     def script(self, prompt: str, *replies: AnyReply) -> None:
         """Answer this prompt with these replies, one after the other; the last one stays."""
+        if not replies or not all(isinstance(reply, (Reply, Raw)) for reply in replies):
+            raise TypeError('script takes the replies to play, such as Reply("text") or Reply(status=503)')
         with self._lock:
             self._scripts[prompt] = deque(replies)
 
@@ -379,17 +386,28 @@ class FakeChatServer:
     def _choose(self, request: Request) -> AnyReply:
         if self._key is not None and request.headers.get("authorization") != f"Bearer {self._key}":
             return Reply(status=401, code="invalid_api_key")
+        if not request.path.split("?")[0].endswith(_PATHS):
+            told = {"error": {"message": f"fake server: no such path: {request.path}", "code": "unknown_path"}}
+            return Reply(status=404, body=told)
         refusal = self._refusal()
         if refusal is not None:
             return refusal
         with self._lock:
             script = self._scripts.get(request.prompt)
             reply = (script.popleft() if len(script) > 1 else script[0]) if script else None
-        reply = reply or self._reply(request)
+        reply = reply or self._handle(request)
         latency = self._latency() if callable(self._latency) else self._latency
         if latency:
             return Raw([latency, *reply.steps(request)])
         return reply
+
+    def _handle(self, request: Request) -> AnyReply:
+        """Ask the test's own handler; a bug in it is told in a reply that no client tries again."""
+        try:
+            return self._reply(request)
+        except Exception as bug:  # noqa: BLE001 - whatever it is, the test shall see it
+            told = {"error": {"message": f"the test's reply function raised {bug!r}", "code": "bug_in_test"}}
+            return Reply(status=501, body=told, headers={"x-should-retry": "false"})
 
     def _refusal(self) -> Reply | None:
         limit = self._limit

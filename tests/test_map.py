@@ -244,8 +244,12 @@ def test_answer_that_never_parses(server, make_pool):
 
 def test_other_errors_of_parse_are_the_callers_and_are_raised(pool):
     """A bug is no failed call."""
-    with pytest.raises(KeyError, match="missing"):
-        pool.map(["a"] * 10, parse=lambda text: {}["missing"])
+    with pytest.raises(KeyError, match="missing") as caught:
+        pool.map(["a", "b", "c"], parse=lambda text: {"a": 1, "b": 2}[text] if text != "c" else {}["missing"])
+    assert caught.value.prompt_index == 2
+    assert caught.value.answers == [1, 2, None]
+    with pytest.raises(TypeError, match="retry takes what map returned"):
+        pool.retry(["a"])
     assert pool.map(["a"]) == ["a"]
 
 

@@ -37,7 +37,10 @@ def test_prompt_overrides_params_override_the_model():
 @pytest.mark.parametrize(
     ("prompt", "told"),
     [
-        (None, "prompt 7: a prompt is a str, a list of message dicts or a dict of body fields, not NoneType"),
+        (
+            None,
+            "prompt 7: a prompt is a str, a list of message dicts or a dict of body fields, not NoneType; drop missing values first",
+        ),
         (3, "not int"),
         (b"hi", "not bytes"),
         (float("nan"), "not float"),

@@ -157,7 +157,9 @@ def test_exit_with_an_unclosed_pool_does_not_hang(server, use):
     process = start(server, EXITS[use])
     _, err = process.communicate(timeout=20)
     assert time.monotonic() - began < 5
-    assert ("ZeroDivisionError" in err) if use == "exception" else (err == "")
+    assert ("submitted prompts were given up at exit" in err) is (use in ("busy", "busy and dropped"))
+    assert ("ZeroDivisionError" in err) is (use == "exception")
+    assert err.count("Traceback") == (use == "exception")
     assert process.returncode == (1 if use == "exception" else 0)
 
 
