@@ -3,9 +3,9 @@
 The law (``Pace``): a refusal for rate pauses the whole pool for the server's delay. When the pause is over, requests
 leave one by one at 0.85 of the rate at which the server took them since the last pause. Where it refused more than a
 few of them, the new pause counts as time, too: then the rate before it was a burst, not what the server can sustain.
-From there the rate grows, at first by a twentieth a second, then faster and faster until the next refusal; at four
-times where it began the limit is taken for gone, which without a refusal is after 12 seconds. Nothing of this is in
-force before the first refusal.
+From there the rate grows, at first by a twentieth a second, then faster and faster until the next refusal, and the
+sooner the less there was to measure; at four times where it began the limit is taken for gone, which without a refusal
+is after 12 seconds at most. Nothing of this is in force before the first refusal.
 
 An outage (``Outage``): when the first tries of a quarter more prompts in a row than there are places, and of 20 at
 least, met nothing but connection failures and 5xx, one call at a time probes, at growing intervals, and the others
@@ -35,7 +35,9 @@ OUTAGE = "an outage of the server"
 _CUT = 0.85  # of the measured rate, at each episode of refusals
 _FEW = 0.1  # refusals for each request taken, in one episode
 _GROWTH = 0.05  # of the cut rate, each second, and beside it:
-_CUBIC = 9.0  # seconds after which the cubic term alone has doubled the rate
+_CUBIC = 9.0  # seconds after which the cubic term alone has doubled the rate;
+_SURE = 90  # requests taken since the last pause that it takes for this; with fewer, it comes sooner,
+_SOONEST = 3.0  # but not before so many seconds
 _FORGET = 4.0  # times the cut rate: a limit so much higher is another limit
 _FIRST_COOL_DOWN = 1.0  # seconds, where a refusal names no delay; doubles with each further one
 _WINDOW = 60.0  # seconds over which the rate is measured; older counts fade
@@ -61,6 +63,7 @@ class Pace:
         self._cut_due = False  # the pause of an episode is not over yet
         self._refused = 0  # in this episode
         self._base = 0.0  # the rate after the latest cut
+        self._period = _CUBIC
         self._silent = 0  # refusals in a row that named no delay
 
     def delay(self, now: float) -> tuple[float, str]:
@@ -104,12 +107,13 @@ class Pace:
         ended = self._cut_at if self._refused <= _FEW * self._taken else now
         span = max(ended - began, 1e-3)
         self._base = self.rate = _CUT * max(self._taken, 1) / span
+        self._period = max(_CUBIC * min(self._taken / _SURE, 1), _SOONEST)
         self._cut_due, self._since, self._taken = False, now, 0.0
         self._next = now
 
     def _grow(self, now: float) -> None:
         age = now - self.not_before
-        self.rate = self._base * (1 + _GROWTH * age + (age / _CUBIC) ** 3)
+        self.rate = self._base * (1 + _GROWTH * age + (age / self._period) ** 3)
         if self.rate > _FORGET * self._base:
             self.rate, self._next = None, -math.inf
 
@@ -278,7 +282,7 @@ class Governor:
         if self._tokens_per_minute and call.tokens > self._tokens_per_minute:
             raise NotSentError(
                 f"this prompt needs about {call.tokens:,} tokens, "
-                f"more than tokens_per_minute={self._tokens_per_minute:,} allows in a whole minute",
+                f"more than tokens_per_minute={self._tokens_per_minute:,.0f} allows in a whole minute",
                 code="over_budget",
             )
 

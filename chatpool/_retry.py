@@ -21,7 +21,7 @@ from .errors import (
 
 _T = TypeVar("_T")
 
-_FIRST_WAIT = 0.5  # seconds, doubled for each further try
+_FIRST_WAIT = 0.25  # seconds, doubled for each further try
 _LONGEST_OWN_WAIT = 20.0  # seconds; a server may ask for more, up to max_wait
 
 # 408, 409, >= 500: as OpenAI's SDK. 425: RFC 8470. 498: Groq's word for "no capacity just now".

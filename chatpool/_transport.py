@@ -143,7 +143,8 @@ def _connect(call: Call, connection: Any) -> socket.socket:
         try:
             for option in connection.socket_options or ():
                 sock.setsockopt(*option)
-            sock.settimeout(max(call.limit - time.monotonic(), 1e-3))
+            # A call cut just now has no limit any more; what it connects will be cut when it is held.
+            sock.settimeout(min(max(call.limit - time.monotonic(), 1e-3), connection.timeout))
             if connection.source_address:
                 sock.bind(connection.source_address)
             sock.connect(address)
@@ -446,8 +447,8 @@ def _judge_failure(error: BaseException) -> tuple[type[CallError], str, str]:
         return APIConnectionError, "no_tls" if hopeless else "tls_failed", f"TLS failed: {told}"
     if find(requests.exceptions.ContentDecodingError, urllib3.exceptions.DecodeError):
         return InvalidResponseError, "bad_encoding", f"the answer cannot be decompressed: {told}"
-    if find(IncompleteRead, urllib3.exceptions.IncompleteRead):
-        return APIConnectionError, "incomplete_read", f"the connection closed in mid-answer: {told}"
+    if find(IncompleteRead, requests.exceptions.ChunkedEncodingError) and not find(ConnectionError):
+        return APIConnectionError, "incomplete_read", "the connection closed in mid-answer"
     if find(ConnectionRefusedError):
         return APIConnectionError, "connection_refused", f"nothing listens at that address: {told}"
     return APIConnectionError, "connection_failed", f"the connection failed: {told}"

@@ -242,8 +242,9 @@ def test_answer_that_never_parses(server, make_pool):
     assert server.count("a") == 2
 
 
-def test_other_errors_of_parse_are_the_callers_and_are_raised(pool):
+def test_other_errors_of_parse_are_the_callers_and_are_raised(server, pool):
     """A bug is no failed call."""
+    server.script("c", Reply("c", delay=0.2))
     with pytest.raises(KeyError, match="missing") as caught:
         pool.map(["a", "b", "c"], parse=lambda text: {"a": 1, "b": 2}[text] if text != "c" else {}["missing"])
     assert caught.value.prompt_index == 2

@@ -9,8 +9,8 @@ from chatpool._retry import TryAgain, delay_before_retry, is_transient, persist
 
 
 def test_own_waits_are_full_jitter_under_a_doubling_bound():
-    """The n-th wait lies anywhere between 0 and 0.5 × 2ⁿ⁻¹ seconds, 20 at most."""
-    for tries, bound in ((1, 0.5), (2, 1), (3, 2), (6, 16), (7, 20), (1000, 20)):
+    """The n-th wait lies anywhere between 0 and 0.25 × 2ⁿ⁻¹ seconds, 20 at most."""
+    for tries, bound in ((1, 0.25), (2, 0.5), (3, 1), (6, 8), (8, 20), (1000, 20)):
         waits = [delay_before_retry(InternalServerError("x"), tries, 60) for _ in range(400)]
         assert 0 <= min(waits) < 0.1 * bound
         assert 0.9 * bound < max(waits) <= bound
