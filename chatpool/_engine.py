@@ -245,6 +245,8 @@ def _is_awaited(run: Run) -> bool:
 
 
 def _not_sent(cause: CallError) -> NotSentError:
+    if isinstance(cause, NotSentError) and isinstance(cause.__cause__, CallError):
+        cause = cause.__cause__
     error = NotSentError(f"not sent, because no call can succeed: {cause}", code=cause.code)
     error.__cause__ = cause
     return error

@@ -59,7 +59,8 @@ class Reply:
     @property
     def request_id(self) -> str | None:
         """The server's id of the request, under whichever name it goes."""
-        return next((self.headers[name] for name in _REQUEST_ID_HEADERS if self.headers.get(name)), None)
+        found = next((self.headers[name] for name in _REQUEST_ID_HEADERS if self.headers.get(name)), None)
+        return None if found is None else self.redact(found)
 
     @property
     def retry_after(self) -> float | None:

@@ -161,9 +161,9 @@ def test_requests_per_minute(server, share):
 def test_tokens_per_minute_is_corrected_by_real_usage():
     """The estimate says 25 or so, the server says 100 a call: at 6,000 a minute, one call a second in the long run."""
     usage = {"prompt_tokens": 90, "completion_tokens": 10, "total_tokens": 100}
-    with FakeChatServer(reply=lambda request: Reply("a", usage=usage)) as server:
-        with ChatPool(1, base_url=server.url, tokens_per_minute=6000) as pool:
-            took, answers = seconds(lambda: pool.map(["a"] * 5))
+    server = FakeChatServer(reply=lambda request: Reply("a", usage=usage))
+    with server, ChatPool(1, base_url=server.url, tokens_per_minute=6000) as pool:
+        took, answers = seconds(lambda: pool.map(["a"] * 5))
     assert answers.usage.total_tokens == 500
     assert took > 2
 
@@ -178,13 +178,13 @@ def test_quota_stops_what_is_left_of_the_map():
     """At most 2 × max_workers requests, and the pool stays usable."""
     spent = [True]
     quota = Reply(status=429, code="insufficient_quota", delay=0.01)
-    with FakeChatServer(reply=lambda request: quota if spent[0] else Reply()) as server:
-        with ChatPool(10, base_url=server.url) as pool:
-            answers = pool.map(["a"] * 10_000)
-            assert len(server.requests) <= 20
-            assert len(answers.failures) == 10_000
-            spent[0] = False
-            assert pool.map(["a"] * 20) == ["a"] * 20
+    server = FakeChatServer(reply=lambda request: quota if spent[0] else Reply())
+    with server, ChatPool(10, base_url=server.url) as pool:
+        answers = pool.map(["a"] * 10_000)
+        assert len(server.requests) <= 20
+        assert len(answers.failures) == 10_000
+        spent[0] = False
+        assert pool.map(["a"] * 20) == ["a"] * 20
 
 
 def test_refusals_are_bounded_however_the_pool_gets_on(server):

@@ -1,0 +1,160 @@
+"""The key stays where it belongs: in the one header of the one host.
+
+What a model itself writes into an answer is data, and is not touched.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import socket
+import threading
+import traceback
+
+import pytest
+import requests
+
+from chatpool import ChatPool
+from chatpool.testing import FakeChatServer, Reply
+
+KEY = "sk-secret-1234567890abcdef"
+FAULTS = {
+    "401 that echoes the key": Reply(status=401, body={"error": {"message": f"bad key {KEY}", "code": KEY}}),
+    "400 that echoes the key": Reply(status=400, body=f"key {KEY}", headers={"x-request-id": KEY}),
+    "200 that echoes the key": Reply(body=f"<html>{KEY}</html>"),
+    "redirect": Reply(status=307, body="", headers={"Location": f"https://elsewhere.example/?k={KEY}"}),
+    **{fault: Reply(fault=fault) for fault in ("reset", "close", "truncate", "stall", "drip")},
+}
+
+
+def everything_about(error):
+    """All that could show a secret: the texts, the fields, causes and contexts, and what they hold, tracebacks with locals."""
+    seen, told, todo = set(), [], [error]
+    while todo:
+        item = todo.pop()
+        if id(item) in seen or item is None:
+            continue
+        seen.add(id(item))
+        told += [str(item), repr(item)]
+        if isinstance(item, BaseException):
+            frames = traceback.TracebackException.from_exception(item, capture_locals=True).stack
+            told += [str(frame.locals) for frame in frames if frame.filename != __file__]  # this test knows the key
+            todo += [item.__cause__, item.__context__, *item.args, *vars(item).values()]
+        elif isinstance(item, (requests.PreparedRequest, requests.Response)):
+            told.append(str(item.headers))
+            todo.append(getattr(item, "request", None))
+    return "\n".join(told)
+
+
+@pytest.mark.parametrize("credentials", [{"api_key": KEY}, {"headers": {"api-key": KEY}}], ids=["bearer", "azure"])
+@pytest.mark.parametrize("name", FAULTS)
+def test_key_is_in_no_error(server, credentials, name, caplog):
+    """Neither in what the server echoes nor in what requests keeps, nor in any log at DEBUG."""
+    caplog.set_level(logging.DEBUG)
+    server.script("a", FAULTS[name])
+    with ChatPool(1, base_url=server.url, timeout=(1, 0.2), max_tries=2, max_wait=0.01, **credentials) as pool:
+        answers = pool.map(["a"])
+        with pytest.raises(Exception, match=r".") as caught:
+            pool.ask("a")
+        with pytest.raises(Exception, match=r".") as raised:
+            answers.raise_for_failures()
+        error = answers.failures[0].error
+        for shown in (error, caught.value, raised.value):
+            assert KEY not in everything_about(shown)
+        assert KEY not in f"{pool!r} {answers.summary()} {error.__dict__}"
+        assert KEY.encode() not in pickle.dumps(error)
+    for record in caplog.records:
+        assert KEY not in f"{record.getMessage()} {record.args} {record.exc_info}"
+
+
+def test_key_is_in_no_result_and_no_pickle_of_the_environments(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with ChatPool(2, base_url=server.url) as pool:
+        answers = pool.map(["a"])
+        assert KEY not in f"{answers.results!r} {pool!r} {pool._settings!r}"
+        assert KEY.encode() not in pickle.dumps(answers)
+        assert KEY.encode() not in pickle.dumps(pool)
+
+
+def test_netrc_does_not_replace_the_key(server, tmp_path, monkeypatch):
+    """Not even its default entry; and without a key it adds none."""
+    netrc = tmp_path / "netrc"
+    netrc.write_text("default login me password netrc-password\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    assert ChatPool(base_url=server.url, api_key=KEY).map(["a"]) == ["a"]
+    assert server.requests[-1].headers["authorization"] == f"Bearer {KEY}"
+    assert ChatPool(base_url=server.url).map(["a"]) == ["a"]
+    assert "authorization" not in server.requests[-1].headers
+    with requests.Session() as session:
+        assert ChatPool(base_url=server.url, api_key=KEY, session=session).map(["a"]) == ["a"]
+    assert server.requests[-1].headers["authorization"] == f"Bearer {KEY}"
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("credentials", [{"api_key": KEY}, {"headers": {"api-key": KEY}}], ids=["bearer", "azure"])
+def test_key_does_not_follow_a_redirect(server, status, credentials):
+    """Neither to another port nor to another host, neither as Authorization nor in a header of its own."""
+    with FakeChatServer() as elsewhere:
+        for host in ("127.0.0.1", "localhost"):
+            target = f"http://{host}:{elsewhere.port}/v1/chat/completions"
+            server.script("a", Reply(status=status, body="", headers={"Location": target}))
+            with ChatPool(1, base_url=server.url, **credentials) as pool:
+                assert pool.map(["a"]) == [None]
+        assert elsewhere.requests == []
+        assert elsewhere.connections == 0
+
+
+class Proxy:
+    """Notes the first bytes of whatever connects, and hangs up."""
+
+    def __enter__(self):
+        self.seen = []
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+        return self
+
+    def run(self):
+        while True:
+            try:
+                sock, _ = self.listener.accept()
+            except OSError:
+                return
+            with sock:
+                self.seen.append(sock.recv(65536))
+
+    def __exit__(self, *_):
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        self.thread.join()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_loopback_goes_past_the_environments_proxies(server, monkeypatch, host):
+    """A local server's key is nothing for a proxy, which could not reach that server anyway."""
+    with Proxy() as proxy:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, proxy.url)
+        url = server.url.replace("127.0.0.1", host)
+        assert ChatPool(base_url=url, api_key=KEY).map(["a"]) == ["a"]
+        assert proxy.seen == []
+
+
+def test_environments_proxy_is_used_and_read_once(monkeypatch):
+    """For a server elsewhere; over https the proxy sees a CONNECT and no key."""
+    with Proxy() as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        with ChatPool(1, base_url="https://api.example.com/v1", api_key=KEY, max_tries=2, max_wait=0.01) as pool:
+            pool.map(["a"])
+            monkeypatch.delenv("HTTPS_PROXY")
+            pool.map(["a"])
+        assert len(proxy.seen) == 4
+        assert all(seen.startswith(b"CONNECT api.example.com:443") for seen in proxy.seen)
+        assert not any(KEY.encode() in seen for seen in proxy.seen)
+
+
+def test_key_with_white_space_around_it_is_stripped(server):
+    with ChatPool(base_url=server.url, api_key=f"  {KEY}\r\n") as pool:
+        pool.map(["a"])
+    assert server.requests[0].headers["authorization"] == f"Bearer {KEY}"
