@@ -7,10 +7,10 @@ From there the rate grows, at first by a twentieth a second, then faster and fas
 sooner the less there was to measure; at four times where it began the limit is taken for gone, which without a refusal
 is after 12 seconds at most. Nothing of this is in force before the first refusal.
 
-An outage (``Outage``): when the first tries of a quarter more prompts in a row than there are places, and of 20 at
-least, met nothing but connection failures and 5xx, one call at a time probes, at growing intervals, and the others
-wait. It is waited out for five times ``max_wait``, or for 10 seconds if nothing was ever answered; then what waits is
-given up.
+An outage (``Outage``) is when requests in a row meet nothing but connection failures and 5xx, among them the first
+tries of a quarter more prompts than there are places, or of as many if twice as many requests failed; fewer than 20
+places count as 20. Then one call at a time probes, at growing intervals, and the others wait. It is waited out for five
+times ``max_wait``, or for 10 seconds if nothing was ever answered; then what waits is given up.
 """
 
 from __future__ import annotations
@@ -122,9 +122,10 @@ class Outage:
     """Notices an outage and says when to probe: pure arithmetic on the times it is given."""
 
     def __init__(self, places: int, longest_wait: float) -> None:
-        self._enough = max(_FEWEST_FAILURES, places + places // 4)
+        self._places = max(_FEWEST_FAILURES, places)
         self._longest_wait = longest_wait
-        self._failures = 0  # of first tries, in a row
+        self._failures = 0  # in a row
+        self._prompts = 0  # of them, those of first tries: prompts that fail again and again may be sick themselves
         self._since: float | None = None  # when the present outage began
         self._probe: Call | None = None  # the call that probes now
         self._probes = 0
@@ -155,12 +156,13 @@ class Outage:
             self._probe = None
 
     def failed(self, now: float, call: Call, cause: CallError) -> None:
-        """Note a connection failure or a 5xx. Prompts that fail again and again may be sick themselves."""
-        self._failures += call.attempts == 1
+        """Note a connection failure or a 5xx."""
+        self._failures += 1
+        self._prompts += call.attempts == 1
         self.cause = cause
         if self._since is not None:
             self._probes += 1
-        elif self._failures >= self._enough:
+        elif self._prompts >= (1 if self._failures >= 2 * self._places else 1.25) * self._places:
             self._since, self._probes = now, 0
         else:
             return
@@ -169,7 +171,8 @@ class Outage:
 
     def over(self) -> None:
         """Note that the server is there, or that it is not waited for any more."""
-        self._failures, self._since, self._probe = 0, None, None
+        self._failures = self._prompts = 0
+        self._since = self._probe = None
 
 
 class Budget:
