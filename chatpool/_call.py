@@ -108,6 +108,8 @@ class Call:
     def begin_try(self, answers_seen: int) -> None:
         """Note that a request is about to be sent."""
         with self._lock:
+            if self.stopped is not None:
+                raise self.stopped
             self.wants_fresh, self.stale = self.stale, False
             self.severed = False
             self.sent_at = time.monotonic()
@@ -121,8 +123,10 @@ class Call:
         self.limit_name, self.limit_seconds = name, seconds
         self.limit = min(time.monotonic() + seconds, self.ends)
 
-    def hold(self, sock: socket.socket | None) -> None:
+    def hold(self, sock: Any) -> None:
         """Name the socket that the try now uses, so that it can be cut. One cut short before this is cut now."""
+        while sock is not None and not isinstance(sock, socket.socket):
+            sock = getattr(sock, "socket", None)  # TLS within a proxy's TLS wraps the socket
         with self._lock:
             self._socket = sock
             if self.severed:

@@ -12,9 +12,9 @@ import time
 import warnings
 import weakref
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ._call import Call, Parse
+from ._call import Call
 from ._limits import BACK_OFF, Governor
 from ._messages import build_body, encode, estimate_tokens
 from ._replies import Reply, check_answer, read_completion
@@ -68,13 +68,13 @@ class Engine:
     def start(self, run: Run, jobs: int, *, inline: bool = False) -> None:
         """Let the workers take so many jobs of a run; ``inline``: make them here and now, in this thread.
 
-        A worker makes them itself in any case: if it waited for other workers, it might wait for ever.
+        A worker that waits for a run makes its calls itself: if it waited for other workers, it might wait for ever.
         """
         self._runs.add(run)
         if self._closed:  # looked at after the run is on the list: close() looks the other way round
             self.end(run)
             raise PoolClosedError("this pool is closed; make a new one")
-        run.is_inline = inline = inline or in_worker()
+        run.is_inline = inline = inline or (in_worker() and not isinstance(run, FutureRun))
         if not inline or jobs > 1:
             self._workers.offer(run, jobs)
         if inline or not self._workers.alive:  # no thread could be started
@@ -133,6 +133,8 @@ class Engine:
             error = call.stopped or last.error
         except CallError as final:
             error = final
+        except _Foreign as raised:
+            raise raised.error from None
         if call.is_parked:
             return None
         if error is None:
@@ -157,6 +159,8 @@ class Engine:
             self._judge(call, self._exchange(call))
         except CallError as failure:
             error = failure
+        if error is None:
+            error = self._parse(call)
         if error is not None:  # outside the except block, so that nothing hangs on the error as its context
             raise self._verdict(run, call, error)
 
@@ -195,19 +199,24 @@ class Engine:
             call.usage = usage if call.usage is None else call.usage + usage
         self._governor.taken(call, usage.total_tokens if usage else None)
         check_answer(reply, completion)
-        call.value = completion.text if call.parse is None else self._parse(call.parse, completion.text)
 
-    def _parse(self, parse: Parse, text: str) -> Any:
+    def _parse(self, call: Call) -> ParseError | None:
+        """Set the call's value; return the error if ``parse`` refuses the text."""
+        assert call.completion is not None
+        text = call.completion.text
         try:
-            return parse(text)
+            call.value = text if call.parse is None else call.parse(text)
         except ValueError as refusal:
-            told, name = self._transport.redact(str(refusal)), type(refusal).__name__
-        raise ParseError(f"parse refused the answer: {name}: {told}", code=name)
+            name = type(refusal).__name__
+            return ParseError(f"parse refused the answer: {name}: {self._transport.redact(str(refusal))}", code=name)
+        except (CallError, TryAgain) as foreign:  # of another call, made within parse: not this one's failure
+            raise _Foreign(foreign) from None
+        return None
 
     def _verdict(self, run: Run, call: Call, error: CallError) -> Exception:
         """Return TryAgain with the wait for it if another try is due, else the error that ends the call."""
         settings = self._settings
-        call.last_error = error
+        call.last_error, error.__traceback__ = error, None
         refused = isinstance(error, RateLimitError)
         # A refusal for rate costs nothing as long as the pool gets on; it shows only that we are many.
         call.tries += not (refused and self._governor.answers > call.answers_seen)
@@ -231,6 +240,14 @@ class Engine:
         goes_on = self._workers.wait(call, BACK_OFF, must_stay=run.is_inline)
         call.is_parked = not goes_on and call.stopped is None and time.monotonic() < call.ends
         return goes_on
+
+
+class _Foreign(Exception):
+    """Carries an exception of the caller's past the handlers of our own."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
 
 
 def _name(error: CallError) -> str:

@@ -125,6 +125,7 @@ class Outage:
         self._places = max(_FEWEST_FAILURES, places)
         self._longest_wait = longest_wait
         self._failures = 0  # in a row
+        self._row_began = 0.0
         self._prompts = 0  # of them, those of first tries: prompts that fail again and again may be sick themselves
         self._since: float | None = None  # when the present outage began
         self._probe: Call | None = None  # the call that probes now
@@ -157,6 +158,8 @@ class Outage:
 
     def failed(self, now: float, call: Call, cause: CallError) -> None:
         """Note a connection failure or a 5xx."""
+        if self._failures == 0:
+            self._row_began = now
         self._failures += 1
         self._prompts += call.attempts == 1
         self.cause = cause
@@ -168,6 +171,11 @@ class Outage:
             return
         wait = min(_FIRST_PROBE * 2.0 ** min(self._probes, 16), _LONGEST_PROBE, self._longest_wait)
         self._next = max(self._next, now + wait)
+
+    def replied(self, call: Call) -> None:
+        """Note a reply that is no failure. One to a request from before the row says nothing of the server now."""
+        if not self._failures or call.sent_at > self._row_began:
+            self.over()
 
     def over(self) -> None:
         """Note that the server is there, or that it is not waited for any more."""
@@ -265,7 +273,7 @@ class Governor:
         """Note that the server took the call's request, and how many tokens it really used."""
         now = time.monotonic()
         with self._lock:
-            self._outage.over()
+            self._outage.replied(call)
             self._pace.taken(now)
             self._ring_head()
             if self._tokens and tokens is not None:
@@ -275,7 +283,7 @@ class Governor:
         """Note a refusal for rate; the server asked for ``delay`` seconds, or named none."""
         now = time.monotonic()
         with self._lock:
-            self._outage.over()
+            self._outage.replied(call)
             self._pace.refused(now, call.sent_at, delay, self._longest_wait)
             if self._tokens:
                 self._tokens.take(-call.tokens)

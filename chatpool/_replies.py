@@ -79,7 +79,7 @@ class Reply:
     def fail(self, kind: type[CallError], message: str, *, status: int | None = None, code: Any = None) -> NoReturn:
         """Raise ``kind`` with everything the reply tells."""
         error = kind(
-            self.redact(message),
+            _shorten(self.redact(message)),
             status_code=self.status if status is None else status,
             code=None if code is None else self.redact(str(code)),
             request_id=self.request_id,
@@ -266,5 +266,8 @@ def _fail_as(reply: Reply, status: int, error: Any, *, fallback: str) -> NoRetur
 def _message(error: Any) -> str:
     if isinstance(error, dict):
         error = error.get("message") or error.get("detail") or ""
-    text = error if isinstance(error, str) else json.dumps(error) if error else ""
-    return text[:_EXCERPT]
+    return error if isinstance(error, str) else json.dumps(error) if error else ""
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _EXCERPT else text[: _EXCERPT - 1] + "…"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Generator
 from typing import Any, Callable, TypeVar
 
@@ -28,7 +29,7 @@ _LONGEST_OWN_WAIT = 20.0  # seconds; a server may ask for more, up to max_wait
 _TRANSIENT_STATUSES = frozenset({408, 409, 425, 429, 498})
 _PERMANENT_CONNECTION_CODES = frozenset({"certificate_verify_failed", "no_tls", "cannot_connect", "max_time"})
 _PERMANENT_RESPONSE_CODES = frozenset({"refusal", "content_filter", "length", "too_large"})
-_ACCOUNT_WORDS = ("key", "project", "organization", "organisation", "account", "country")
+_ACCOUNT_WORDS = re.compile(r"(\b|_)(key|project|organi[sz]ation|account|country)(\b|_)", re.IGNORECASE)
 
 
 def is_transient(error: CallError) -> bool:
@@ -52,8 +53,7 @@ def is_fatal_for_all(error: CallError) -> bool:
     if isinstance(error, (AuthenticationError, QuotaExceededError)):
         return True
     if isinstance(error, PermissionDeniedError):
-        told = f"{error.code} {error}".lower()
-        return any(word in told for word in _ACCOUNT_WORDS)
+        return _ACCOUNT_WORDS.search(f"{error.code} {error}") is not None
     return isinstance(error, APIConnectionError) and error.code == "certificate_verify_failed"
 
 

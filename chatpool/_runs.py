@@ -15,12 +15,15 @@ from concurrent.futures import Future
 from typing import Any, Callable, Protocol
 
 from ._call import PAST_DEADLINE, Call, Parse, unsent
-from ._threads import Job
+from ._threads import Job, in_worker
 from .errors import CallError, DeadlineError, NotSentError
 from .results import ChatResult
 
 Indexed = tuple[int, Any]  # a prompt's index and the prompt
 Reason = Callable[[], CallError]  # makes the error of each call that is given up
+
+
+_present = threading.local()
 
 
 class Completes(Protocol):
@@ -52,7 +55,9 @@ class Run:
         self.params, self.parse, self._max_time = params, parse, max_time
         self.began = time.monotonic()
         self.deadline = math.inf if deadline is None else self.began + deadline
-        self.owner: threading.Thread | None = threading.current_thread()
+        # Who waits for this run. One made by a worker, within parse, belongs to whoever waits for that call.
+        outer: Run | None = getattr(_present, "run", None)
+        self.owner: threading.Thread | None = outer.owner if outer else threading.current_thread()
         self.is_inline = False  # its calls are made by the thread that asked for them
         self.waits: Counter[str] = Counter()  # seconds that calls waited, by cause
         self.retries = 0
@@ -106,7 +111,7 @@ class Run:
         with self._changed:
             self._wanted = wanted
             if self._bug is None and len(self._done) < wanted:
-                self._changed.wait(min(timeout, left))
+                self._changed.wait(min(timeout, left, threading.TIMEOUT_MAX))
             self._wanted = math.inf
             if self._bug is not None:
                 raise self._bug
@@ -149,6 +154,8 @@ class Run:
             self._changed.notify()
 
     def _make(self, call: Call) -> None:
+        outer = getattr(_present, "run", None)
+        _present.run = self
         try:
             result = self._engine.complete(self, call)
         except BaseException as bug:  # noqa: BLE001
@@ -160,6 +167,8 @@ class Run:
                 self._park(call)
             else:
                 self._finish(call, result)
+        finally:
+            _present.run = outer
 
     def _park(self, call: Call) -> None:
         with self._changed:
@@ -187,12 +196,42 @@ def _deadline_passed() -> DeadlineError:
     return DeadlineError(PAST_DEADLINE)
 
 
+class _HelpedFuture(Future[ChatResult]):
+    """A Future that can be waited for within a worker: if its call is not begun, the one who waits makes it."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self._run: Run | None = run
+        self.add_done_callback(_forget_run)
+
+    def result(self, timeout: float | None = None) -> ChatResult:
+        self._help()
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        self._help()
+        return super().exception(timeout)
+
+    def _help(self) -> None:
+        run = self._run
+        if run is not None and in_worker():
+            run.is_inline = True
+            while (job := run.next_job(may_wait=True)) is not None:
+                job()
+
+
+def _forget_run(future: Future[ChatResult]) -> None:
+    """Or run and future would keep each other alive."""
+    assert isinstance(future, _HelpedFuture)
+    future._run = None
+
+
 class FutureRun(Run):
     """The run of one submit: its outcome goes into a Future, whose callbacks run outside our locks."""
 
     def __init__(self, engine: Completes, **settings: Any) -> None:
         super().__init__(engine, **settings)
-        self.future: Future[ChatResult] = Future()
+        self.future: Future[ChatResult] = _HelpedFuture(self)
         self.owner = None
 
     def next_job(self, *, may_wait: bool) -> Job | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -15,6 +16,7 @@ Job = Callable[[], None]
 _TICK = 0.05  # seconds between two looks of the watch, and so how late a cut may be
 _LINGER = 20  # idle looks before the watch goes to sleep
 
+_logger = logging.getLogger("chatpool")
 _role = threading.local()
 
 
@@ -121,7 +123,10 @@ class Workers:
             return
         _role.is_worker = True
         while (job := self._take()) is not None:
-            job()
+            try:
+                job()
+            except BaseException:
+                _logger.critical("a callback raised", exc_info=True)
             del job  # or it would live on, with its prompt and its answer, until the next one comes
 
     def _take(self) -> Job | None:
@@ -178,8 +183,13 @@ class Watch:
                 return
             self._asleep = False
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="chatpool-watch", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="chatpool-watch", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:  # no thread to be had: the next call tries again, sockets keep their own limits
+                    self._asleep = True
+                    return
+                self._thread = thread
         self._bell.set()
 
     def discard(self, call: Call) -> None:
@@ -189,8 +199,9 @@ class Watch:
 
     def close(self) -> None:
         """End the thread; does not wait for it."""
-        self._closed.set()
-        self._bell.set()
+        with self._lock:  # or the thread, about to go to sleep, might clear the bell after it was rung
+            self._closed.set()
+            self._bell.set()
 
     def join(self) -> None:
         """Wait for the thread's end."""
@@ -203,7 +214,7 @@ class Watch:
             with self._lock:
                 calls = list(self._calls)
                 idle = 0 if calls else idle + 1
-                if idle > _LINGER:
+                if idle > _LINGER and not self._closed.is_set():
                     self._asleep = True
                     self._bell.clear()
             if idle > _LINGER:

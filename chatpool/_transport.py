@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import ssl
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http.client import HTTPException, HTTPResponse, IncompleteRead, RemoteDisconnected, parse_headers
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any
@@ -37,6 +38,9 @@ _KEEP_ALIVE = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, 
     for option, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 60), ("TCP_KEEPCNT", 5))
     if hasattr(socket, option)
 ]
+
+_CREDENTIAL_NAME = re.compile(r"auth|key|token|secret|password|cookie", re.IGNORECASE)
+_SHORTEST_SECRET = 8  # characters; blotting out shorter ones would blot out words
 
 # urllib3's connections are made far below Session.send, but in the same thread.
 _present = threading.local()
@@ -249,7 +253,9 @@ class Transport:
         self._is_own = session is None
         self.session = _new_session() if session is None else session
         self._mount(settings, is_child)
+        self._secrets = settings.secrets
         self._template = self._prepare_template(settings, user_agent)
+        self._secrets += _secrets_in(self._template.headers)
         self._options = self._resolve_environment(settings)
         self._auth_each_time = None if settings.api_key or self._is_own else self.session.auth
         _warn_of_plain_http(settings)
@@ -263,7 +269,7 @@ class Transport:
 
     def redact(self, text: str) -> str:
         """Blot the secrets out of a text."""
-        for secret in self._settings.secrets:
+        for secret in self._secrets:
             text = text.replace(secret, "[redacted]")
         return text
 
@@ -375,6 +381,14 @@ def _new_session() -> requests.Session:
     session = requests.Session()
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # a jar that fills up slows every call
     return session
+
+
+def _secrets_in(headers: Mapping[str, str]) -> list[str]:
+    """Return the values of headers that hold credentials by their names, and what follows a scheme in them."""
+    values = [str(value) for name, value in headers.items() if _CREDENTIAL_NAME.search(name)]
+    return [
+        secret for value in values for secret in (value, value.partition(" ")[2]) if len(secret) >= _SHORTEST_SECRET
+    ]
 
 
 def _warn_of_plain_http(settings: Settings) -> None:

@@ -119,6 +119,7 @@ class ChatPool:
         self._closed = False
         # One engine for each process that uses this pool; a parent's stays here, unused, after a fork.
         self._engines: dict[int, Engine] = {}
+        self._making: dict[int, threading.Lock] = {}
 
     def map(
         self,
@@ -247,22 +248,26 @@ class ChatPool:
         settings = self._settings
         if settings.key_is_from_environment:
             settings = replace(settings, api_key=None)
-        return {**self.__dict__, "_settings": settings, "_engines": {}}
+        return {**self.__dict__, "_settings": settings, "_engines": {}, "_making": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._settings = find_key(self._settings)
 
     def _engine(self) -> Engine:
-        """Return this process's engine. setdefault is atomic, so that of many threads one makes it for all."""
+        """Return this process's engine; of many threads that want it first, one makes it for all."""
         if self._closed:
             raise PoolClosedError("this pool is closed; make a new one")
         pid = os.getpid()
         engine = self._engines.get(pid)
         if engine is None:
-            user_agent = f"chatpool/{__version__}"
-            made = Engine(self._settings, self._session, user_agent, is_child=bool(self._engines))
-            engine = self._engines.setdefault(pid, made)
+            # A lock for each process: in a forked child, the parent's might be held for ever.
+            with self._making.setdefault(pid, threading.Lock()):
+                engine = self._engines.get(pid)
+                if engine is None:
+                    user_agent, is_child = f"chatpool/{__version__}", bool(self._engines)
+                    engine = Engine(self._settings, self._session, user_agent, is_child=is_child)
+                    self._engines[pid] = engine
         return engine
 
     def _make_run(
@@ -314,7 +319,7 @@ class ChatPool:
         try:
             while given < source.taken or not source.is_over:
                 if not source.is_over and source.taken - given < window:
-                    engine.start(run, run.add(source.take()))
+                    self._feed(engine, run, source)
                 must_wait = source.is_over or source.taken - given >= window
                 outstanding = source.taken - given - len(ready)
                 run.owner = threading.current_thread()
@@ -335,6 +340,15 @@ class ChatPool:
             run.stop(_interrupted, cut=True)
             engine.end(run)
             bar.close()
+
+    @staticmethod
+    def _feed(engine: Engine, run: Run, source: _Reader) -> None:
+        """Take one prompt in. If the pool was closed meanwhile, what is under way comes first, and then the error."""
+        try:
+            engine.start(run, run.add(source.take()))
+        except PoolClosedError as error:
+            run.stop(_interrupted, cut=True)
+            source.end(error)
 
     def _bar(self, total: int | None, progress: bool | None) -> Progress:
         return Progress(total, self._progress if progress is None else progress)
@@ -384,6 +398,10 @@ class _Reader:
             return []
         self.taken += 1
         return [(self.taken - 1, prompt)]
+
+    def end(self, error: Exception) -> None:
+        """Read no more; ``raise_error`` will raise this."""
+        self.is_over, self._error = True, error
 
     def raise_error(self) -> None:
         """Raise what ended the input, if that was an error."""

@@ -3,6 +3,27 @@
 Each row: how the server misbehaves; the outcome; the requests that it took, with ``max_tries=2``. After every row a
 well prompt is asked through the same pool, with one worker, and must get its own answer: no fault may hand one prompt
 another's, or spoil a connection for the next. Replies that differ only in content stand in test_replies.
+
+The names F01 to F77 are those of the catalogue that the project was designed with. Where each is shown:
+
+A, connecting: F01 F02 F03 F06 here; F04 (look-up that hangs) is NOT cut: no library can, the map returns at its
+deadline all the same; F05 F08 F09 here; F07 (a close that is seen) test_map, stale connections; F10 (pool too small)
+test_map, connections are reused; F11 (proxy for loopback) test_security; F12 (SOCKS without its package) is
+requests' InvalidSchema, "cannot_connect", final.
+B, time: F13 to F17 here, over TLS in test_never_stuck; F18 (NAT) keep-alive options, test_wire_options below; F19 (clock
+jumps) all times are time.monotonic(), but for Retry-After dates, test_replies.
+C, framing: F20 to F31 here. F21's late second reply cannot be told from an answer in HTTP/1.1; what is there already is
+thrown away with the connection. F26's missing trailer passes if the JSON is whole.
+D, content: F32 to F37 and F40 here and in test_replies; F38 (NaN) is accepted, some servers send it in logprobs; F39
+(lone surrogate) test_replies.
+E, limits: F41 F42 F43 test_replies, test_limits and test_neighbour; F44 (slow_down) is a 503 like others; F45 here; F46
+(local servers that queue) a read limit of the user's, no load shedding of ours; F47 test_neighbour; F48 test_map, max_tries.
+F, threads and processes: F49 F51 F52 test_processes; F50 test_map; F53 (subinterpreters) not tested; F54 (gevent) not
+tested yet; F55 test_map; F56 test_protocol, cookies; F57 test_security, environment read once; F58 test_progress; F59
+(free-threaded builds) none at hand.
+G, security: F60 F61 F64 F65 test_settings; F62 F63 F66 test_security and test_never_stuck; F67 no cassettes are kept.
+H, data loss: F68 to F74 belong to the journal, which is not built yet.
+I, input: F75 F77 test_settings, test_messages, test_map; F76 test_iterators.
 """
 
 from __future__ import annotations
@@ -18,6 +39,7 @@ import zlib
 
 import pytest
 
+import chatpool._transport
 from chatpool import (
     APIConnectionError,
     APIStatusError,
@@ -161,8 +183,14 @@ def test_answered(server, pool, name):
 
 
 @pytest.mark.parametrize("name", FAILED)
-def test_failed(server, pool, name):
+def test_failed(server, name):
     """None, with this cause, for so many requests; the pool is well before and after."""
+    patience = 20 if "MB" in name else 0.3  # what takes work is not measured by the clock
+    with ChatPool(1, base_url=server.url, max_tries=2, max_wait=0.01, timeout=(1, patience)) as pool:
+        check_failure(server, pool, name)
+
+
+def check_failure(server, pool, name):
     reply, kind, code, status, requests = FAILED[name]
     reply.steps(Request("r", "", {}, {}, 0, 0.0))  # a big one is made before the clock runs
     server._scripts["sick"] = [reply]
@@ -251,6 +279,24 @@ def test_f06_file_descriptors_exhausted():
             [sys.executable, "-c", DESCRIPTORS, server.url], capture_output=True, text=True, timeout=60
         )
     assert (done.stdout, done.stderr) == ("True True\n", "")
+
+
+def test_wire_options(server, pool, monkeypatch):
+    """F18: TCP keep-alive is on, from 60 s of silence on, and small packets are not held back."""
+    made = []
+    connect = chatpool._transport._connect
+    monkeypatch.setattr("chatpool._transport._connect", lambda *args: made.append(connect(*args)) or made[-1])
+    options = {}
+
+    def look(text):
+        for name in ("SO_KEEPALIVE", "TCP_NODELAY", "TCP_KEEPIDLE"):
+            level = socket.SOL_SOCKET if name.startswith("SO_") else socket.IPPROTO_TCP
+            options[name] = made[0].getsockopt(level, getattr(socket, name))
+
+    pool.map(["a"], parse=look)
+    assert options["SO_KEEPALIVE"]
+    assert options["TCP_NODELAY"]
+    assert options["TCP_KEEPIDLE"] == 60
 
 
 def test_memory_stays_small():
