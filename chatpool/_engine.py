@@ -172,7 +172,7 @@ class Engine:
             self._watch.add(call)
             return self._transport.send(call)
         except APIConnectionError as failure:
-            if is_transient(failure):
+            if is_transient(failure) and failure.code != "stale_connection":
                 self._governor.failed(call, failure)
             raise
         finally:

@@ -100,6 +100,11 @@ class Run:
         with self._changed:
             return bool(self._todo) or (bool(self._parked) and self._parked[0][0] <= time.monotonic())
 
+    def is_empty(self) -> bool:
+        """Whether nothing waits to be handed out."""
+        with self._changed:
+            return not self._todo and not self._parked
+
     def gather(self, wanted: float, timeout: float) -> list[ChatResult]:
         """Wait until so many results are there or the time is over; return all there are. Raises a bug found.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from typing import Callable, Protocol
 
@@ -29,6 +29,9 @@ class Source(Protocol):
     def has_ready_job(self) -> bool:
         """Whether there is a job that can begin at once."""
 
+    def is_empty(self) -> bool:
+        """Whether there is no job at all, until the source is offered again."""
+
 
 def in_worker() -> bool:
     """Whether this thread is a worker of any pool. One that waits for other workers might wait for ever."""
@@ -47,7 +50,7 @@ class Workers:
         # With the watch: twice the size. A pool of one needs a second thread while the first waits.
         self._most = max(2, 2 * size - 1)
         self._lock = threading.Lock()
-        self._sources: deque[Source] = deque()
+        self._sources: OrderedDict[Source, None] = OrderedDict()  # in the order of their turns
         self._active = 0  # workers at work or about to be
         self._total = 0  # the same and those that wait
         self._waiting: dict[Call, None] = {}  # calls whose workers wait, the longest first
@@ -56,8 +59,7 @@ class Workers:
     def offer(self, source: Source, jobs: int) -> None:
         """Say that a source has so many jobs. Starts workers for them, as far as there may be more."""
         with self._lock:
-            if source not in self._sources:
-                self._sources.append(source)
+            self._sources.setdefault(source)
             wanted = max(0, min(jobs, self._size - self._active))
             start = sum(self._reserve() for _ in range(wanted))
             # Where no more threads may be, those that only wait have to give theirs up.
@@ -135,11 +137,14 @@ class Workers:
             if self._active <= self._size:
                 for may_wait in (False, True):
                     for _ in range(len(self._sources)):
-                        job = self._sources[0].next_job(may_wait=may_wait)
-                        self._sources.rotate(-1)
+                        source = next(iter(self._sources))
+                        job = source.next_job(may_wait=may_wait)
+                        if source.is_empty():
+                            del self._sources[source]
+                        else:
+                            self._sources.move_to_end(source)
                         if job is not None:
                             return job
-                self._sources.clear()
             self._active -= 1
             self._total -= 1
         return None
