@@ -13,6 +13,7 @@ from .testing import AnyReply, FakeChatServer, RateLimit, Reply, Request
 
 _DEMO_PROMPTS = 300
 _DEMO_SEED = 7
+_DEMO_STALL = "What is 40 × 40?"  # the prompt whose first reply never comes
 _SHOWN_ANSWERS = 3
 
 
@@ -46,7 +47,8 @@ def _parser() -> argparse.ArgumentParser:
 def _demo(args: argparse.Namespace) -> int:
     print("A fake server: answers in 0.1 to 0.4 s, at most 60 a second, one in 25 is a 500, one never comes.\n")
     limit = RateLimit(per_second=60, burst=30, retry_after=0.3)
-    with FakeChatServer(rate_limit=limit, reply=_demo_reply, key="sk-demo") as server:
+    with FakeChatServer(rate_limit=limit, key="sk-demo", reply=_demo_reply) as server:
+        server.script(_DEMO_STALL, Reply(fault="stall"), Reply("at the second try", delay=0.2))
         print(f'with ChatPool(max_workers=20, base_url="{server.url}", api_key=…, timeout=(2, 1)) as pool:')
         print("    answers = pool.map(prompts)\n", flush=True)
         prompts = [f"What is {number} × {number}?" for number in range(_DEMO_PROMPTS)]
@@ -60,8 +62,6 @@ def _demo_reply(request: Request) -> AnyReply:
     """Answer after a while, or fail; the same for the same request, so that every demo goes much the same way."""
     chance = random.Random(f"{_DEMO_SEED} {request.id}")
     delay = chance.uniform(0.1, 0.4)
-    if request.id == "req_40":
-        return Reply(fault="stall")
     if chance.random() < 0.04:
         return Reply(status=500, delay=delay)
     number = int(request.prompt.split()[2])
@@ -70,9 +70,7 @@ def _demo_reply(request: Request) -> AnyReply:
 
 def _show(answers: Answers) -> None:
     print(f"answers[:{_SHOWN_ANSWERS}] == {list(answers[:_SHOWN_ANSWERS])}")
-    for result in answers.results[:]:
-        if result.attempts > 1:
-            print(f"prompt {result.index} took {result.attempts} requests, {result.elapsed:.1f} s: {result.text}")
-            break
+    slowest = max(answers.results, key=lambda result: result.elapsed)
+    print(f"prompt {slowest.index} took {slowest.attempts} requests and {slowest.elapsed:.1f} s: {slowest.text}")
     print("\nanswers.summary():")
     print(answers.summary())

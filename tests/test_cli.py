@@ -22,6 +22,7 @@ def test_demo_shows_answers_and_summary():
     assert done.stderr == ""
     assert "answers[:3] == ['0 × 0 = 0', '1 × 1 = 1', '2 × 2 = 4']" in done.stdout
     assert "300 prompts: 300 answered, 0 failed" in done.stdout
+    assert "s: at the second try" in done.stdout  # the stall was cut, and tried again
     retries = int(done.stdout.split("of them ")[1].split()[0])
     assert retries > 5
 
