@@ -66,8 +66,13 @@ class Workers:
             recalled = list(self._waiting)[: wanted - start]
         for call in recalled:
             call.recall()
-        for _ in range(start):
-            self._start()
+        try:
+            while start:
+                start -= 1  # _start gives its own reservation back
+                self._start()
+        finally:
+            for _ in range(start):  # an interrupt came in between: what was reserved is given back
+                self._retire()
 
     @property
     def alive(self) -> bool:
@@ -119,6 +124,10 @@ class Workers:
         except RuntimeError:  # no more threads to be had, or the interpreter is going down: the others go on
             if ticket.punch():  # the executor queues the work before it fails to start a thread
                 self._retire()
+        except BaseException:  # Ctrl-C
+            if ticket.punch():
+                self._retire()
+            raise
 
     def _work(self, ticket: _Ticket) -> None:
         if not ticket.punch():
