@@ -18,6 +18,33 @@ Parse = Callable[[str], Any]
 PAST_DEADLINE = "the deadline passed before this prompt was answered"
 
 
+class Bell:
+    """Wakes the one thread that waits for it.
+
+    Unlike an Event it holds no lock while it is rung, so that the garbage collector may ring it, whatever the thread
+    is doing into which it breaks.
+    """
+
+    __slots__ = ("_silent",)
+
+    def __init__(self) -> None:
+        self._silent = threading.Lock()  # held by nobody in particular for as long as the bell was not rung
+        self._silent.acquire()
+
+    def ring(self) -> None:
+        """Wake who waits now, or else who waits next."""
+        with contextlib.suppress(RuntimeError):  # it was rung already
+            self._silent.release()
+
+    def wait(self, seconds: float) -> None:
+        """Wait until it is rung, or so long; it is silent again then."""
+        self._silent.acquire(timeout=min(seconds, threading.TIMEOUT_MAX))
+
+    def clear(self) -> None:
+        """Forget a ring."""
+        self._silent.acquire(blocking=False)
+
+
 class Call:
     """The state of one call. One thread runs it; others may ``stop`` it or, when its limit is over, ``expire`` it.
 
@@ -33,8 +60,9 @@ class Call:
         "completion",
         "deadline",
         "due",
-        "has_place",
+        "gave_up",
         "index",
+        "is_dropped",
         "is_parked",
         "last_error",
         "limit",
@@ -84,9 +112,10 @@ class Call:
         self.due = 0.0  # when the next try may be
         self.is_parked = False  # it waits for that without a thread
         self.recalled = False  # the thread that waits for that is needed
-        self.has_place = False
+        self.gave_up = False  # it waited out an outage that did not end
+        self.is_dropped = False  # nobody wants it any more: the watch shall end it
         self.waits: dict[str, float] = {}  # seconds, by cause
-        self.bell = threading.Event()  # rung when something that this call waits for may have changed
+        self.bell = Bell()  # rung when something that this call waits for may have changed
         self.stopped: CallError | None = None  # set once: the call is given up
         # The present try. ``severed``: its socket was cut, so whatever was read from it is void.
         self.limit, self.limit_name, self.limit_seconds = math.inf, "", 0.0
@@ -168,7 +197,7 @@ class Call:
         began = time.monotonic()
         limit = min(seconds, self.ends - began)
         if limit > 0 and self.stopped is None:
-            self.bell.wait(None if limit == math.inf else min(limit, threading.TIMEOUT_MAX))
+            self.bell.wait(limit)
             self.waits[cause] = self.waits.get(cause, 0.0) + time.monotonic() - began
 
     def pause(self, cause: str) -> bool:
@@ -213,23 +242,30 @@ class Call:
             self.stopped = self.stopped or error
             if cut:
                 self._sever()
-        self.bell.set()
+        self.bell.ring()
+
+    def drop(self, error: CallError) -> None:
+        """Like ``stop`` with a cut, but takes no lock, and the watch makes the cut. For the garbage collector."""
+        self.stopped = self.stopped or error
+        self.is_dropped = True
+        self.bell.ring()
 
     def recall(self) -> None:
         """Ask the thread that only waits for this call to give it up for now."""
         self.recalled = True
-        self.bell.set()
+        self.bell.ring()
 
     def expire(self, now: float) -> None:
-        """End the present try if its limit is over."""
+        """End the present try if its limit is over. Told again and again, as a socket that connects may miss a cut."""
         with self._lock:
-            if now >= self.limit:
+            if self.severed or self.is_dropped or now >= self.limit:
                 self._sever()
 
     def _sever(self) -> None:
         self.severed = True
         self.limit = math.inf
         self._cut()
+        self.bell.ring()  # it may wait for its server's name
 
     def _cut(self) -> None:
         """Shut the socket down: whoever reads from it or writes to it comes back at once.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import logging
 import os
@@ -21,7 +22,7 @@ from ._replies import Reply, check_answer, read_completion
 from ._retry import TryAgain, delay_before_retry, is_fatal_for_all, is_transient, persist
 from ._runs import FutureRun, Run
 from ._settings import Settings
-from ._threads import Watch, Workers, in_worker
+from ._threads import Resolver, Watch, Workers, in_worker
 from ._transport import Transport, abandoned
 from .errors import (
     APIConnectionError,
@@ -47,7 +48,7 @@ _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 class Engine:
     """Everything of a pool that must not cross a fork. Made in each process at the first use, starts nothing itself."""
 
-    def __init__(self, settings: Settings, session: Session | None, user_agent: str, *, is_child: bool) -> None:
+    def __init__(self, settings: Settings, session: Session | None, user_agent: str) -> None:
         self.pid = os.getpid()
         self._settings = settings
         self._governor = Governor(
@@ -56,7 +57,7 @@ class Engine:
             tokens_per_minute=settings.tokens_per_minute,
             longest_wait=settings.max_wait,
         )
-        self._transport = Transport(settings, session, user_agent, is_child=is_child)
+        self._transport = Transport(settings, session, user_agent, Resolver().look_up)
         self._workers = Workers(settings.max_workers)
         self._watch = Watch()
         self._runs: set[Run] = set()
@@ -84,6 +85,11 @@ class Engine:
     def offer(self, run: Run) -> None:
         """Remember that a run has calls to take up again. The worker that brought one back looks for work next."""
         self._workers.offer(run, 0)
+
+    def help(self, run: Run) -> None:
+        """Make a call in this thread, if all workers are taken up by ``parse``, which may wait for just this run."""
+        if self._governor.is_idle and (job := run.next_job(may_wait=False)) is not None:
+            job()
 
     def end(self, run: Run) -> None:
         """Forget a run."""
@@ -135,11 +141,14 @@ class Engine:
             error = final
         except _Foreign as raised:
             raise raised.error from None
+        except BaseException:  # Ctrl-C in ask may have come when just this was about to be done
+            self._let_go(call)
+            raise
         if call.is_parked:
             return None
         if error is None:
             self._governor.answered()
-        elif is_fatal_for_all(error) or self._governor.gave_up_at > run.began:
+        elif is_fatal_for_all(error) or call.gave_up:
             run.stop(functools.partial(_not_sent, error), cut=False)
         if error is not None:
             _logger.warning("prompt %d failed: %s", call.index, _name(error))
@@ -176,8 +185,12 @@ class Engine:
                 self._governor.failed(call, failure)
             raise
         finally:
-            self._watch.discard(call)
-            self._governor.leave(call)
+            self._let_go(call)
+
+    def _let_go(self, call: Call) -> None:
+        """Give back whatever a call holds; may be done twice."""
+        self._watch.discard(call)
+        self._governor.leave(call)
 
     def _judge(self, call: Call, reply: Reply) -> None:
         """Take the answer out of a reply, and tell the governor what the reply says of the limits."""
@@ -279,9 +292,15 @@ def _release(pid: int, watch: Watch, transport: Transport) -> None:
 
 
 def _give_up_at_exit() -> None:
-    for engine in list(_engines):
+    for engine in _all_engines():
         if engine.pid == os.getpid():
             engine.give_up_at_exit()
+
+
+def _all_engines() -> list[Engine]:
+    while True:
+        with contextlib.suppress(RuntimeError):  # another thread made one just now
+            return list(_engines)
 
 
 # Executors' threads are joined before atexit's functions run, and no public hook comes earlier. This one is run in

@@ -219,7 +219,8 @@ class Governor:
         longest_wait: float = math.inf,
     ) -> None:
         self._lock = threading.Lock()  # held for arithmetic only, never while waiting
-        self._free = places
+        self._places = places
+        self._on_wire: set[Call] = set()  # those that have a place; a set, because it changes in one step
         self._queue: deque[Call] = deque()
         self._pace = Pace()
         self._outage = Outage(places, longest_wait)
@@ -228,7 +229,6 @@ class Governor:
         self._tokens_per_minute = tokens_per_minute
         self._longest_wait = longest_wait
         self.answers = 0  # calls of this pool answered so far
-        self.gave_up_at = -math.inf  # when an outage was last given up
 
     def enter(self, call: Call) -> None:
         """Wait until the call may send, and take a place; pair it with ``leave``.
@@ -253,11 +253,14 @@ class Governor:
     def leave(self, call: Call) -> None:
         """Give the call's place back, if it has one."""
         with self._lock:
-            if call.has_place:
-                call.has_place = False
-                self._free += 1
-                self._outage.left_wire(call)
-                self._ring_head()
+            self._on_wire.discard(call)
+            self._outage.left_wire(call)
+            self._ring_head()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no call is on the wire, and none waits for that."""
+        return not self._on_wire and not self._queue
 
     def answered(self) -> None:
         """Note an answer."""
@@ -315,9 +318,9 @@ class Governor:
         left = self._outage.left(time.monotonic(), ever_answered=self.answers > 0)
         if left <= 0:
             for call in self._queue:
+                call.gave_up = True
                 call.stop(_given_up(call, self._outage.cause), cut=False)
             self._outage.over()
-            self.gave_up_at = time.monotonic()
         return left
 
     def _try_admit(self, call: Call) -> tuple[float, str]:
@@ -325,8 +328,7 @@ class Governor:
         now = time.monotonic()
         delay, cause = self._gates(now, call)
         if delay == 0:
-            self._free -= 1
-            call.has_place = True
+            self._on_wire.add(call)
             self._pace.sent(now)
             self._outage.sent(call)
             if self._requests:
@@ -341,7 +343,7 @@ class Governor:
             waits.append((self._requests.delay(now, 1), REQUESTS))
         if self._tokens:
             waits.append((self._tokens.delay(now, call.tokens), TOKENS))
-        if self._free <= 0:
+        if len(self._on_wire) >= self._places:
             waits.append((math.inf, PLACES))
         return max(waits)
 
@@ -350,7 +352,7 @@ class Governor:
 
     def _ring_head(self) -> None:
         if self._queue:
-            self._queue[0].bell.set()
+            self._queue[0].bell.ring()
 
 
 def _given_up(call: Call, cause: CallError | None) -> CallError:

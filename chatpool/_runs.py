@@ -7,6 +7,7 @@ import contextvars
 import functools
 import heapq
 import math
+import os
 import threading
 import time
 from collections import Counter, deque
@@ -40,7 +41,13 @@ class Completes(Protocol):
 
 
 class Run:
-    """Hands out its prompts as jobs, one thread each, and gathers the results for the one thread that wants them."""
+    """Hands out its prompts as jobs, one thread each, and gathers the results for the one thread that wants them.
+
+    It belongs to the process that made it: a forked child has none of its threads, so there is nothing to wait for,
+    and the sockets are the parent's, so nothing may be cut.
+    """
+
+    _ends_with_outer = True  # made within parse, it is given up together with the run whose answer is parsed
 
     def __init__(
         self,
@@ -58,10 +65,14 @@ class Run:
         # Who waits for this run. One made by a worker, within parse, belongs to whoever waits for that call.
         outer: Run | None = getattr(_present, "run", None)
         self.owner: threading.Thread | None = outer.owner if outer else threading.current_thread()
+        self._pid = os.getpid()
         self.is_inline = False  # its calls are made by the thread that asked for them
         self.waits: Counter[str] = Counter()  # seconds that calls waited, by cause
         self.retries = 0
         self._context = contextvars.copy_context()
+        self.results: dict[int, ChatResult] = {}  # gathered, by index, in the order they came
+        self._is_cut = self._is_dropped = False
+        self._inner: set[Run] = set()
         self._changed = threading.Condition()  # guards all that follows
         self._todo: deque[Indexed] = deque()
         self._parked: list[tuple[float, int, Call]] = []  # a heap: calls that wait without a thread
@@ -70,6 +81,16 @@ class Run:
         self._wanted = math.inf  # done results that the gathering thread waits for
         self._verdict: Reason | None = None  # why nothing more is sent
         self._bug: BaseException | None = None
+        self._outer = outer if self._ends_with_outer else None
+        if self._outer is not None:
+            self._outer._inner.add(self)
+            if self._outer._is_cut:  # looked at after it is on the list: stop() looks the other way round
+                self._verdict = _outer_gone
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this is a parent process's run, seen from a forked child."""
+        return os.getpid() != self._pid
 
     def add(self, prompts: Iterable[Indexed]) -> int:
         """Take prompts in; return how many wait to be handed out."""
@@ -84,6 +105,8 @@ class Run:
     def next_job(self, *, may_wait: bool) -> Job | None:
         """Return the next call as a job: a parked one that is due, a new one, or with ``may_wait`` any parked one."""
         with self._changed:
+            if self._is_dropped:
+                return None
             if self._parked and (self._parked[0][0] <= time.monotonic() or (may_wait and not self._todo)):
                 _, _, call = heapq.heappop(self._parked)
             elif self._todo:
@@ -98,21 +121,28 @@ class Run:
     def has_ready_job(self) -> bool:
         """Whether a call can be handed out that need not wait."""
         with self._changed:
+            if self._is_dropped:
+                return False
             return bool(self._todo) or (bool(self._parked) and self._parked[0][0] <= time.monotonic())
 
     def is_empty(self) -> bool:
         """Whether nothing waits to be handed out."""
         with self._changed:
-            return not self._todo and not self._parked
+            return self._is_dropped or (not self._todo and not self._parked)
 
     def gather(self, wanted: float, timeout: float) -> list[ChatResult]:
-        """Wait until so many results are there or the time is over; return all there are. Raises a bug found.
+        """Wait until so many results are there or the time is over; return the new ones. Raises a bug found.
 
-        Gives up what is left when the deadline has passed.
+        Gives up what is left when the deadline has passed. What it returns stays in ``results``, so that nothing is
+        lost if Ctrl-C comes before the caller has put it away.
         """
+        if self.is_inherited:
+            raise RuntimeError("these calls belong to the parent process; map them anew in this one")
         left = self.deadline - time.monotonic()
         if left <= 0:
             self.stop(_deadline_passed, cut=True)
+        elif self._is_dropped:
+            self.stop(_outer_gone, cut=True)
         with self._changed:
             self._wanted = wanted
             if self._bug is None and len(self._done) < wanted:
@@ -120,14 +150,19 @@ class Run:
             self._wanted = math.inf
             if self._bug is not None:
                 raise self._bug
-        return self.leftovers()
+        return self.take_done()
 
-    def leftovers(self) -> list[ChatResult]:
-        """Return the results that nobody gathered."""
+    def take_done(self) -> list[ChatResult]:
+        """Return the results that nobody gathered yet, and put them into ``results``."""
+        fresh: list[ChatResult] = []
+        if self.is_inherited:
+            return fresh
         with self._changed:
-            results = list(self._done)
-            self._done.clear()
-        return results
+            while self._done:
+                fresh.append(self._done[0])
+                self.results[self._done[0].index] = self._done[0]
+                self._done.popleft()  # last: interrupted before this, it is merely taken again
+        return fresh
 
     def stop(self, reason: Reason, *, cut: bool) -> None:
         """Send nothing more: what was not sent is given up.
@@ -135,6 +170,9 @@ class Run:
         With ``cut``, what is under way is given up too, at once: its socket is cut, its result is settled here,
         and what its thread may still bring is dropped. Without, what is on the wire may finish.
         """
+        if self.is_inherited:
+            return
+        self._is_cut = self._is_cut or cut
         with self._changed:
             self._verdict = self._verdict or reason
             todo, under_way = list(self._todo), list(self._under_way)
@@ -149,6 +187,28 @@ class Run:
             call.stop(error, cut=cut)
             if cut or call in parked:
                 self._finish(call, call.result(call.stopped))
+        for inner in list(self._inner) if cut else ():
+            inner.stop(reason, cut=True)
+
+    def drop(self) -> None:
+        """Give everything up, because nobody wants the results.
+
+        Takes no lock, because the garbage collector may have broken into a thread that holds it: workers see the
+        flag when they ask for the next job, and the watch cuts what is on the wire.
+        """
+        if self.is_inherited:
+            return
+        self._is_dropped = self._is_cut = True
+        for call in list(self._under_way):
+            call.drop(_outer_gone())
+        for inner in list(self._inner):
+            inner.drop()
+
+    def end(self) -> None:
+        """Be forgotten by whoever knew of this run."""
+        self._engine.end(self)
+        if self._outer is not None:
+            self._outer._inner.discard(self)
 
     def abandon(self, bug: BaseException) -> None:
         """Give everything up because of an error that is no call's own; ``gather`` raises it."""
@@ -201,6 +261,10 @@ def _deadline_passed() -> DeadlineError:
     return DeadlineError(PAST_DEADLINE)
 
 
+def _outer_gone() -> NotSentError:
+    return NotSentError("given up: nobody waits for this answer any more")
+
+
 class _HelpedFuture(Future[ChatResult]):
     """A Future that can be waited for within a worker: if its call is not begun, the one who waits makes it."""
 
@@ -219,7 +283,11 @@ class _HelpedFuture(Future[ChatResult]):
 
     def _help(self) -> None:
         run = self._run
-        if run is not None and in_worker():
+        if run is None:
+            return
+        if run.is_inherited:
+            raise RuntimeError("this call belongs to the parent process; submit it anew in this one")
+        if in_worker():
             run.is_inline = True
             while (job := run.next_job(may_wait=True)) is not None:
                 job()
@@ -233,6 +301,8 @@ def _forget_run(future: Future[ChatResult]) -> None:
 
 class FutureRun(Run):
     """The run of one submit: its outcome goes into a Future, whose callbacks run outside our locks."""
+
+    _ends_with_outer = False
 
     def __init__(self, engine: Completes, **settings: Any) -> None:
         super().__init__(engine, **settings)

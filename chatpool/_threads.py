@@ -1,15 +1,20 @@
-"""Workers on a ThreadPoolExecutor, and a watch over the calls in flight. The only place that starts threads."""
+"""Workers on a ThreadPoolExecutor, a watch over the calls in flight, and look-ups of names. The only place that
+starts threads."""
 
 from __future__ import annotations
 
+import copy
 import logging
+import math
+import socket
 import threading
 import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from typing import Callable, Protocol
+from ipaddress import ip_address
+from typing import Any, Callable, Protocol
 
-from ._call import Call
+from ._call import Bell, Call
 
 Job = Callable[[], None]
 
@@ -47,8 +52,8 @@ class Workers:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        # With the watch: twice the size. A pool of one needs a second thread while the first waits.
-        self._most = max(2, 2 * size - 1)
+        # With the watch and a look-up: twice the size. In a small pool, too, one must be able to wait.
+        self._most = max(size + 1, 2 * size - 2)
         self._lock = threading.Lock()
         self._sources: OrderedDict[Source, None] = OrderedDict()  # in the order of their turns
         self._active = 0  # workers at work or about to be
@@ -64,6 +69,8 @@ class Workers:
             start = sum(self._reserve() for _ in range(wanted))
             # Where no more threads may be, those that only wait have to give theirs up.
             recalled = list(self._waiting)[: wanted - start]
+            for call in recalled:
+                del self._waiting[call]  # or the next job would count on the same thread
         for call in recalled:
             call.recall()
         try:
@@ -95,9 +102,9 @@ class Workers:
             call.recalled = False
             if not must_stay:
                 self._waiting[call] = None
-        if stand_in:
-            self._start()
         try:
+            if stand_in:
+                self._start()
             return call.pause(cause)
         finally:
             with self._lock:
@@ -186,8 +193,8 @@ class Watch:
         self._calls: set[Call] = set()
         self._thread: threading.Thread | None = None
         self._asleep = True
-        self._bell = threading.Event()
-        self._closed = threading.Event()
+        self._bell = Bell()
+        self._closed = False
 
     def add(self, call: Call) -> None:
         """Begin to watch a call."""
@@ -204,7 +211,7 @@ class Watch:
                     self._asleep = True
                     return
                 self._thread = thread
-        self._bell.set()
+        self._bell.ring()
 
     def discard(self, call: Call) -> None:
         """Watch a call no longer."""
@@ -212,10 +219,9 @@ class Watch:
             self._calls.discard(call)
 
     def close(self) -> None:
-        """End the thread; does not wait for it."""
-        with self._lock:  # or the thread, about to go to sleep, might clear the bell after it was rung
-            self._closed.set()
-            self._bell.set()
+        """End the thread; does not wait for it. Takes no lock: the garbage collector may call it, in any thread."""
+        self._closed = True
+        self._bell.ring()
 
     def join(self) -> None:
         """Wait for the thread's end."""
@@ -224,17 +230,83 @@ class Watch:
 
     def _run(self) -> None:
         idle = 0
-        while not self._closed.wait(_TICK):
+        while not self._closed:
+            self._bell.wait(math.inf if self._asleep else _TICK)
+            idle = 0 if self._look() else idle + 1
             with self._lock:
-                calls = list(self._calls)
-                idle = 0 if calls else idle + 1
-                if idle > _LINGER and not self._closed.is_set():
-                    self._asleep = True
-                    self._bell.clear()
-            if idle > _LINGER:
-                self._bell.wait()
-                idle = 0
-            now = time.monotonic()
-            for call in calls:
-                if now >= call.limit:
-                    call.expire(now)
+                self._asleep = idle > _LINGER and not self._calls  # a call that is added from here on rings
+
+    def _look(self) -> int:
+        """End the tries whose time is over; return how many calls there are. Keeps none of them alive."""
+        with self._lock:
+            calls = list(self._calls)
+        now = time.monotonic()
+        for call in calls:
+            if now >= call.limit or call.severed or call.is_dropped:
+                call.expire(now)
+        return len(calls)
+
+
+class Resolver:
+    """Looks names up, each in a thread of its own, because nothing can cut a look-up that hangs: who waits for it can
+    go, and the thread is a daemon. One look-up serves all who ask for the same name meanwhile."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._under_way: dict[tuple[Any, ...], _LookUp] = {}
+
+    def look_up(self, call: Call, host: str, *details: Any) -> list[Any]:
+        """Return what ``socket.getaddrinfo`` returns; raise what it raises, or TimeoutError if the call is cut."""
+        if _is_address(host):
+            return socket.getaddrinfo(host, *details)
+        asked = (host, *details)
+        with self._lock:
+            look_up = self._under_way.get(asked)
+            is_new = look_up is None
+            if look_up is None:
+                look_up = self._under_way[asked] = _LookUp()
+            look_up.waiting.append(call)
+        if is_new:
+            self._start(asked, look_up)
+        while not look_up.is_over and not call.severed:
+            call.bell.wait(math.inf)
+        if look_up.failure is not None:
+            raise copy.copy(look_up.failure)
+        if not look_up.is_over:
+            raise TimeoutError("the look-up of the name was cut")
+        return look_up.found
+
+    def _start(self, asked: tuple[Any, ...], look_up: _LookUp) -> None:
+        try:
+            threading.Thread(target=self._run, args=(asked, look_up), name="chatpool-lookup", daemon=True).start()
+        except RuntimeError:  # no thread to be had
+            self._run(asked, look_up)
+
+    def _run(self, asked: tuple[Any, ...], look_up: _LookUp) -> None:
+        try:
+            look_up.found = socket.getaddrinfo(*asked)
+        except Exception as failure:  # noqa: BLE001 - raised again where the name was asked for
+            look_up.failure = failure
+        with self._lock:
+            look_up.is_over = True
+            del self._under_way[asked]
+        for call in look_up.waiting:
+            call.bell.ring()
+
+
+class _LookUp:
+    """What is asked, and what was found."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Call] = []
+        self.found: list[Any] = []
+        self.failure: Exception | None = None
+        self.is_over = False
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True

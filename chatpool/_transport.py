@@ -9,10 +9,12 @@ import ssl
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping
 from http.client import HTTPException, HTTPResponse, IncompleteRead, RemoteDisconnected, parse_headers
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any
+from typing import Any, Callable
+from urllib.parse import unquote_plus, urlsplit
 
 import requests
 import urllib3
@@ -25,6 +27,8 @@ from ._call import Call
 from ._replies import Reply
 from ._settings import Settings
 from .errors import APIConnectionError, APITimeoutError, CallError, ConfigurationError, InvalidResponseError
+
+LookUp = Callable[..., list[Any]]  # socket.getaddrinfo, with the call before its arguments
 
 MAX_ANSWER = 64 * 2**20  # bytes of one answer, decompressed
 _MAX_ERROR_BODY = 64 * 2**10  # bytes read of an error's body
@@ -39,7 +43,7 @@ _KEEP_ALIVE = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, 
     if hasattr(socket, option)
 ]
 
-_CREDENTIAL_NAME = re.compile(r"auth|key|token|secret|password|cookie", re.IGNORECASE)
+_CREDENTIAL_NAME = re.compile(r"auth|key|token|secret|password|cookie|sig", re.IGNORECASE)
 _SHORTEST_SECRET = 8  # characters; blotting out shorter ones would blot out words
 
 # urllib3's connections are made far below Session.send, but in the same thread.
@@ -47,6 +51,12 @@ _present = threading.local()
 
 # What belongs to a parent process is kept, never closed: closing could wait for a lock that nobody holds here.
 abandoned: list[object] = []
+
+# In which process adapters of users' making were put to use. One that comes from elsewhere may hold connections which
+# another process uses, too.
+_homes: weakref.WeakKeyDictionary[HTTPAdapter, int] = weakref.WeakKeyDictionary()
+# The transports that send through a Session of the user's, each with its process.
+_sharers: weakref.WeakKeyDictionary[requests.Session, set[tuple[int, int]]] = weakref.WeakKeyDictionary()
 
 
 class _Response(HTTPResponse):
@@ -137,10 +147,11 @@ class _Cuttable:
 
 
 def _connect(call: Call, connection: Any) -> socket.socket:
-    """Try the addresses of a connection's host in turn. Looking them up is the one thing that nothing can cut."""
+    """Try the addresses of a connection's host in turn."""
     failure: OSError = socket.gaierror("the name has no address")
     family = urllib3.util.connection.allowed_gai_family()
-    found = socket.getaddrinfo(connection._dns_host.strip("[]"), connection.port, family, socket.SOCK_STREAM)
+    host = connection._dns_host.strip("[]")
+    found = _present.look_up(call, host, connection.port, family, socket.SOCK_STREAM)
     for kind, type_, protocol, _, address in found:
         sock = socket.socket(kind, type_, protocol)
         call.hold(sock)
@@ -184,6 +195,11 @@ class _DropsIdle:
     def _put_conn(self, connection: Any) -> None:
         if connection is not None:
             connection.idle_since = time.monotonic()
+            call: Call | None = getattr(_present, "call", None)
+            if call is not None:
+                call.hold(None)  # before another call can get this connection, and be cut with it
+                if call.severed:
+                    connection.close()
         super()._put_conn(connection)  # type: ignore[misc]
 
 
@@ -246,14 +262,12 @@ class Transport:
     The Session is set up once and only read afterwards, which is what makes sharing it sound.
     """
 
-    def __init__(
-        self, settings: Settings, session: requests.Session | None, user_agent: str, *, is_child: bool
-    ) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, session: requests.Session | None, user_agent: str, look_up: LookUp) -> None:
+        self._settings, self._look_up = settings, look_up
         self._is_own = session is None
         self.session = _new_session() if session is None else session
-        self._mount(settings, is_child)
-        self._secrets = settings.secrets
+        self._mount(settings)
+        self._secrets = settings.secrets + _secrets_of_query(settings.base_url)
         self._template = self._prepare_template(settings, user_agent)
         self._secrets += _secrets_in(self._template.headers)
         self._options = self._resolve_environment(settings)
@@ -264,8 +278,15 @@ class Transport:
         """Close the connections; a Session of the user's stays open."""
         if self._is_own:
             self.session.close()
-        else:
-            self._adapter.close()
+            return
+        # Of two pools on one Session the later's adapter serves both; the last to leave closes it.
+        sharers, me = _sharers.setdefault(self.session, set()), (os.getpid(), id(self))
+        sharers.discard(me)
+        mounted = self.session.get_adapter(self._settings.chat_url)
+        is_last = all(pid != os.getpid() for pid, _ in list(sharers))
+        for adapter in (self._adapter, mounted):
+            if isinstance(adapter, _Adapter) and (is_last or adapter is not mounted):
+                adapter.close()
 
     def redact(self, text: str) -> str:
         """Blot the secrets out of a text."""
@@ -278,7 +299,7 @@ class Transport:
         request = self._request(call.payload)
         failure: CallError | None = None
         call.set_limit("connect", self._settings.connect_timeout + self._settings.read_timeout)
-        _present.call, _present.settings = call, self._settings
+        _present.call, _present.settings, _present.look_up = call, self._settings, self._look_up
         try:
             response = self.session.send(request, **self._options)
             reply = self._read(response)
@@ -298,7 +319,7 @@ class Transport:
             raise failure
         return reply
 
-    def _mount(self, settings: Settings, is_child: bool) -> None:
+    def _mount(self, settings: Settings) -> None:
         """Put our adapter in place of requests' own; one of the user's making stays."""
         url = settings.chat_url
         self._adapter = _Adapter(settings.max_workers)
@@ -307,10 +328,13 @@ class Transport:
             prefix = url.split("://")[0] + "://" if self._is_own else settings.shown_url
             self.session.mount(prefix, self._adapter)
         elif isinstance(present, HTTPAdapter):
-            if is_child:  # its sockets are the parent's; kept, because closing them could wait for a lock
+            if _homes.get(present) != os.getpid() and (len(present.poolmanager.pools) or present.proxy_manager):
                 abandoned.append((present.poolmanager, present.proxy_manager))
                 vars(HTTPAdapter)["__setstate__"](present, vars(HTTPAdapter)["__getstate__"](present))
+            _homes[present] = os.getpid()
             _use_our_pools(present.poolmanager)
+        if not self._is_own:
+            _sharers.setdefault(self.session, set()).add((os.getpid(), id(self)))
 
     def _prepare_template(self, settings: Settings, user_agent: str) -> requests.PreparedRequest:
         headers = {"Accept": "application/json", "Accept-Encoding": "identity", "Content-Type": "application/json"}
@@ -389,6 +413,13 @@ def _secrets_in(headers: Mapping[str, str]) -> list[str]:
     return [
         secret for value in values for secret in (value, value.partition(" ")[2]) if len(secret) >= _SHORTEST_SECRET
     ]
+
+
+def _secrets_of_query(url: str) -> list[str]:
+    """Return the values of a query's fields that hold credentials by their names, as they stand there and decoded."""
+    fields = [field.partition("=") for field in urlsplit(url).query.split("&")]
+    values = [value for name, _, value in fields if _CREDENTIAL_NAME.search(name)]
+    return [secret for value in values for secret in (value, unquote_plus(value)) if len(secret) >= _SHORTEST_SECRET]
 
 
 def _warn_of_plain_http(settings: Settings) -> None:

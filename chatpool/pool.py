@@ -13,6 +13,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Callable, TypeVar
 
+from ._call import unsent
 from ._engine import Engine
 from ._limits import PLACES
 from ._messages import Prompt, check_prompt, check_prompts
@@ -34,7 +35,7 @@ from ._settings import (
 )
 from ._version import __version__
 from .errors import ConfigurationError, NotSentError, PoolClosedError
-from .results import Answers, ChatResult
+from .results import LOST_PARSE, Answers, ChatResult
 
 if TYPE_CHECKING:
     from requests import Session
@@ -196,7 +197,7 @@ class ChatPool:
             engine.start(run, 1, inline=True)
             (result,) = run.gather(1, math.inf)
         finally:
-            engine.end(run)
+            run.end()
         if result.error is not None:
             raise result.error
         return result.value
@@ -205,17 +206,16 @@ class ChatPool:
         """Send only the failed prompts of ``answers`` again; return answers with their new results in place."""
         if not isinstance(answers, Answers):
             raise TypeError(f"retry takes what map returned, an Answers, not {type(answers).__name__}")
+        if answers.parse == LOST_PARSE:
+            raise ConfigurationError("these answers were pickled without their parse; set answers.parse, then retry")
         failed = [(result.index, result.prompt) for result in answers.failures]
-        again = self._map(failed, self._make_run(Run, answers.params, answers.parse, None), None)
-        fresh = {result.index: result for result in again.results}
-        return Answers(
-            [fresh.get(result.index, result) for result in answers.results],
-            wall=answers.wall + again.wall,
-            limited_by=again.limited_by,
-            waits=Counter(answers.waits) + Counter(again.waits),
-            params=answers.params,
-            parse=answers.parse,
-        )
+        try:
+            again = self._map(failed, self._make_run(Run, answers.params, answers.parse, None), None)
+        except BaseException as error:
+            if hasattr(error, "answers"):
+                error.answers = _merge(answers, error.answers)
+            raise
+        return _merge(answers, again)
 
     def close(self) -> None:
         """Give up what is under way, end the threads and close the connections. Closing again does nothing."""
@@ -265,8 +265,7 @@ class ChatPool:
             with self._making.setdefault(pid, threading.Lock()):
                 engine = self._engines.get(pid)
                 if engine is None:
-                    user_agent, is_child = f"chatpool/{__version__}", bool(self._engines)
-                    engine = Engine(self._settings, self._session, user_agent, is_child=is_child)
+                    engine = Engine(self._settings, self._session, f"chatpool/{__version__}")
                     self._engines[pid] = engine
         return engine
 
@@ -285,22 +284,22 @@ class ChatPool:
 
     def _map(self, items: list[Indexed], engine_and_run: tuple[Engine, Run], progress: bool | None) -> Answers:
         engine, run = engine_and_run
-        results: list[ChatResult] = []
         bar = self._bar(len(items), progress)
         try:
             engine.start(run, run.add(items))
-            while len(results) < len(items):
-                fresh = run.gather(len(items) - len(results), _TICK if bar.is_shown else _LONG_TICK)
-                results += fresh
+            while len(run.results) < len(items):
+                fresh = run.gather(len(items) - len(run.results), _TICK if bar.is_shown else _LONG_TICK)
                 bar.update(fresh)
+                if not fresh:
+                    engine.help(run)
         except BaseException as error:
             run.stop(_interrupted, cut=True)
-            error.answers = self._answers(run, results + run.leftovers())  # type: ignore[attr-defined]
+            error.answers = self._answers(run, items)  # type: ignore[attr-defined]
             raise
         finally:
-            engine.end(run)
+            run.end()
             bar.close()
-        return self._answers(run, results)
+        return self._answers(run, items)
 
     def _stream(
         self,
@@ -313,7 +312,7 @@ class ChatPool:
         engine, run = engine_and_run
         source = _Reader(prompts)
         window = _READ_AHEAD * self._settings.max_workers
-        ready: dict[int, ChatResult] = {}  # by index, in the order they came
+        ready = run.results
         given = 0
         bar = self._bar(source.total, progress)
         try:
@@ -325,21 +324,25 @@ class ChatPool:
                 run.owner = threading.current_thread()
                 fresh = run.gather(1 if must_wait and outstanding else 0, _LONG_TICK)
                 bar.update(fresh)
-                ready.update((result.index, result) for result in fresh)
+                if must_wait and not fresh:
+                    engine.help(run)
                 while ready and (not in_order or given in ready):
-                    yield ready.pop(given if in_order else next(iter(ready)))
+                    index = given if in_order else next(iter(ready))
+                    yield ready[index]
+                    del ready[index]  # only now: an answer that Ctrl-C kept from the caller stays here
                     given += 1
             source.raise_error()
         except GeneratorExit:
+            run.drop()
             raise
         except BaseException as error:
             run.stop(_interrupted, cut=True)
-            error.answers = self._answers(run, [*ready.values(), *run.leftovers()])  # type: ignore[attr-defined]
+            error.answers = self._answers(run)  # type: ignore[attr-defined]
             raise
         finally:
-            run.stop(_interrupted, cut=True)
-            engine.end(run)
-            bar.close()
+            run.end()
+            if not run.is_inherited:
+                bar.close()
 
     @staticmethod
     def _feed(engine: Engine, run: Run, source: _Reader) -> None:
@@ -353,12 +356,18 @@ class ChatPool:
     def _bar(self, total: int | None, progress: bool | None) -> Progress:
         return Progress(total, self._progress if progress is None else progress)
 
-    def _answers(self, run: Run, results: list[ChatResult]) -> Answers:
+    def _answers(self, run: Run, items: Iterable[Indexed] = ()) -> Answers:
+        """Put together what a run has brought; of ``items``, what is missing was given up."""
+        run.take_done()
         wall = time.monotonic() - run.began
+        results = run.results
+        for index, prompt in items:
+            if index not in results:
+                results[index] = unsent(index, prompt, _interrupted())
         return Answers(
-            sorted(results, key=lambda result: result.index),
+            (results[index] for index in sorted(results)),
             wall=wall,
-            limited_by=self._limit(run, sum(result.attempts > 0 for result in results), wall),
+            limited_by=self._limit(run, sum(result.attempts > 0 for result in results.values()), wall),
             waits=run.waits,
             params=run.params,
             parse=run.parse,
@@ -407,6 +416,19 @@ class _Reader:
         """Raise what ended the input, if that was an error."""
         if self._error is not None:
             raise self._error
+
+
+def _merge(answers: Answers, again: Answers) -> Answers:
+    """Return ``answers`` with what ``again`` brought in the place of the same prompts' earlier results."""
+    fresh = {result.index: result for result in again.results}
+    return Answers(
+        [fresh.get(result.index, result) for result in answers.results],
+        wall=answers.wall + again.wall,
+        limited_by=again.limited_by,
+        waits=Counter(answers.waits) + Counter(again.waits),
+        params=answers.params,
+        parse=answers.parse,
+    )
 
 
 def _interrupted() -> NotSentError:

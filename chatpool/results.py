@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Any
 
 from .errors import CallError, NotSentError
 
+# In the place of a ``parse`` that could not be pickled; not callable, so no later use of it passes unnoticed.
+LOST_PARSE: Any = "this parse could not be pickled"
 _EXAMPLE_LENGTH = 160  # characters of an error's message in the summary
 
 
@@ -137,6 +140,15 @@ class Answers(list[Any]):
     def summary(self) -> str:
         """Say in a few lines what was answered, what failed and why, and what it took."""
         return "\n".join(_summary(self))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The answers travel also where ``parse`` cannot, such as a lambda; ``ChatPool.retry`` asks for it then."""
+        state = dict(self.__dict__)
+        try:
+            pickle.dumps(self.parse)
+        except Exception:  # noqa: BLE001 - pickle raises PicklingError, AttributeError, TypeError and what objects raise
+            state["parse"] = LOST_PARSE
+        return state
 
     def __repr__(self) -> str:
         return super().__repr__()

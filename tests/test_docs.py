@@ -77,6 +77,7 @@ def test_example(server, path, tmp_path, monkeypatch, capsys):
     }
     monkeypatch.setattr(sys, "argv", [str(path), *arguments.get(path.stem, [])])
     runpy.run_path(str(path), run_name="__main__")
+    gc.collect()  # a module's functions and globals hold each other, and an example its unclosed pool
     told = capsys.readouterr().out
     if path.stem == "file_of_prompts":
         rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]

@@ -110,8 +110,34 @@ def test_deadline_holds_with_every_worker_hanging(server, fault):
         assert LIMIT <= time.monotonic() - began < LIMIT + GRACE
         assert {type(result.error) for result in answers.results} == {DeadlineError}
         assert pool.map(["well"] * 50, deadline=5) == ["well"] * 50
-        assert pool._engine()._governor._free == 5
+        assert pool._engine()._governor._on_wire == set()
         assert wait_until(lambda: server.open_connections <= 5)
+
+
+def test_look_up_that_hangs_takes_nothing_along(server, monkeypatch):
+    """A name whose look-up hangs holds no map, no place and no worker up; one look-up serves all who wait."""
+    real, go_on, asked = socket.getaddrinfo, threading.Event(), []
+
+    def look_up(host, *details, **more):
+        if host != "slow.test":
+            return real(host, *details, **more)
+        asked.append(host)
+        go_on.wait(10)
+        return real("127.0.0.1", *details, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    with ChatPool(5, base_url=f"http://slow.test:{server.port}/v1", timeout=(0.3, 5), max_tries=1) as pool:
+        began = time.monotonic()
+        cut = pool.map(["a"] * 50, deadline=0.2)
+        assert time.monotonic() - began < 0.2 + GRACE
+        assert wait_until(lambda: pool._engine()._governor.is_idle)
+        assert [error.code for error in {result.error for result in pool.map(["b"]).results}] == ["connect_timeout"]
+        go_on.set()
+        assert wait_until(lambda: not any("lookup" in name for name in chatpool_threads()))
+        assert pool.map(["c"] * 50) == ["c"] * 50
+    assert {type(result.error) for result in cut.results} == {DeadlineError}
+    assert asked[:2] in (["slow.test"], ["slow.test"] * 2)
+    assert len(asked) <= 6
 
 
 def test_max_time_holds_with_every_worker_hanging(server):

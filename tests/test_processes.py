@@ -269,6 +269,53 @@ def test_fork_with_a_session_and_adapter_of_the_users(server):
     session.close()
 
 
+@needs_fork
+@pytest.mark.parametrize("warmed_by", ["another pool", "the session itself"])
+def test_fork_with_an_adapter_that_others_had_used(server, warmed_by):
+    """The child's pool is new, but the Session's connections are the parent's."""
+    import requests
+
+    class Adapter(requests.adapters.HTTPAdapter):
+        """Not requests' own, so it stays."""
+
+    session = requests.Session()
+    session.mount("http://", Adapter(pool_maxsize=8))
+    pools = [ChatPool(8, base_url=server.url, session=session) for _ in range(2)]
+    if warmed_by == "another pool":
+        assert ask_many(pools[0], "before")
+    else:
+        session.post(server.url + "/chat/completions", json={"messages": [{"role": "user", "content": "before"}]})
+    child = in_child(lambda: ask_many(pools[1], "child", 100))
+    assert ask_many(pools[0], "parent", 100)
+    assert exit_code(child) == 0
+    for pool in pools:
+        pool.close()
+    session.close()
+
+
+@needs_fork
+@pytest.mark.parametrize("leave", ["drops it", "goes on", "waits for a future"])
+def test_child_with_its_parents_iterator_touches_nothing(server, make_pool, leave):
+    """Forked in the middle of an imap: what the child does with the iterator cuts no call of the parent's."""
+    pool = make_pool(8, base_url=server.url)
+    future = pool.submit("hangs")
+    results = pool.imap(["first", *(f"slow{number}" for number in range(7))])
+    server._reply = lambda request: Reply(fault="stall") if request.prompt == "hangs" else Reply(delay=0.5)
+
+    def child():
+        if leave == "drops it":
+            results.close()
+            return True
+        with pytest.raises(RuntimeError, match=r"belongs? to the parent process"):
+            list(results) if leave == "goes on" else future.result()
+        return True
+
+    assert next(results).ok
+    assert wait_until(lambda: server.count("hangs") == 1)
+    assert exit_code(in_child(child)) == 0
+    assert [(result.ok, result.attempts) for result in results] == [(True, 1)] * 7
+
+
 def map_in_worker(pickled_pool, name):
     return ask_many(pickle.loads(pickled_pool), name)
 

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
+import pickle
 import threading
 import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
 
-from chatpool import AuthenticationError, ChatPool, PermissionDeniedError, PoolClosedError
+from chatpool import (
+    AuthenticationError,
+    BadRequestError,
+    ChatPool,
+    ConfigurationError,
+    DeadlineError,
+    NotSentError,
+    PermissionDeniedError,
+    PoolClosedError,
+)
+from chatpool._call import Call
+from chatpool._limits import Governor
+from chatpool._runs import Run
 from chatpool._threads import Watch
 from chatpool.testing import FakeChatServer, Reply
 from tests.conftest import wait_until
@@ -17,12 +34,12 @@ KEY = "sk-SECRETSECRETSECRETSECRET"
 
 
 def test_watch_closed_as_it_falls_asleep_still_ends(monkeypatch):
-    """The thread clears its bell before it sleeps; a ring of close() at that moment must not be lost."""
+    """A ring of close() just before the thread falls asleep must not be lost."""
     monkeypatch.setattr("chatpool._threads._TICK", 1e-4)
     monkeypatch.setattr("chatpool._threads._LINGER", 1)
     for _ in range(200):
         watch = Watch()
-        call = type("Call", (), {"limit": float("inf")})()
+        call = Call(0, "a")
         watch.add(call)
         watch.discard(call)
         time.sleep(2e-4)
@@ -160,3 +177,202 @@ def test_session_of_the_users_is_closed_for_our_address(server):
                 thread.join()
             pool.close()
             assert wait_until(lambda: server.open_connections == 0)
+
+
+def test_interrupt_while_threads_start_costs_no_worker(server, monkeypatch):
+    """Ctrl-C at the fifth start of 16: afterwards all 16 can be on the wire again."""
+    submit, starts = ThreadPoolExecutor.submit, itertools.count(1)
+
+    def interrupted(*args, **kwargs):
+        if next(starts) == 5:
+            raise KeyboardInterrupt
+        return submit(*args, **kwargs)
+
+    barrier = threading.Barrier(16)
+    with ChatPool(16, base_url=server.url) as pool:
+        with monkeypatch.context() as patch:
+            patch.setattr(ThreadPoolExecutor, "submit", interrupted)
+            with pytest.raises(KeyboardInterrupt) as caught:
+                pool.map(["a"] * 100)
+        assert len(caught.value.answers) == 100
+        assert pool.map(["b"] * 16, parse=lambda text: text if barrier.wait(10) >= 0 else None) == ["b"] * 16
+        assert pool._engine()._workers._active <= 16
+
+
+def test_answer_is_not_lost_between_two_lines(server, monkeypatch):
+    """Wherever Ctrl-C breaks into the gathering thread, ``.answers`` has a result for every prompt."""
+    inner, calls = Run.take_done, itertools.count()
+
+    def interrupted(self, *args):
+        fresh = inner(self, *args)
+        if threading.current_thread() is threading.main_thread() and self.results and next(calls) == 0:
+            raise KeyboardInterrupt
+        return fresh
+
+    monkeypatch.setattr(Run, "take_done", interrupted)
+    with ChatPool(1, base_url=server.url) as pool, pytest.raises(KeyboardInterrupt) as caught:
+        pool.map(["a", "b", "c"])
+    assert len(caught.value.answers) == 3
+    assert "a" in caught.value.answers
+
+
+@pytest.mark.parametrize("step", ["enter", "leave"])
+def test_interrupt_in_ask_loses_no_place(server, monkeypatch, step):
+    """Ctrl-C just after a place was taken, or just before it is given back."""
+    act, interrupts = getattr(Governor, step), itertools.count()
+
+    def interrupted(self, call):
+        if step == "enter":
+            act(self, call)
+        if next(interrupts) == 0:
+            raise KeyboardInterrupt
+        if step == "leave":
+            act(self, call)
+
+    with ChatPool(1, base_url=server.url) as pool:
+        with monkeypatch.context() as patch:
+            patch.setattr(Governor, step, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                pool.ask("a")
+        assert pool.map(["b"], deadline=5) == ["b"]
+
+
+def test_give_up_after_an_outage_stops_no_run_that_outlived_it(server):
+    """A run that was there during an outage which another run gave up goes on after a plain 400 of its own."""
+    server.script("outage", Reply(status=503))
+    server.script("bad", Reply(status=400))
+
+    def prompts():
+        yield "first"
+        given_up = pool.map(["outage"] * 60).results[-1].error
+        assert isinstance(given_up, NotSentError)
+        yield "bad"
+        yield from ["well"] * 100
+
+    with ChatPool(20, base_url=server.url, max_wait=0.05, max_tries=50) as pool:
+        errors = [type(result.error) for result in pool.imap(prompts())]
+    assert errors == [type(None), BadRequestError] + [type(None)] * 100
+
+
+def test_collected_iterator_rings_no_lock(server):
+    """The garbage collector may break in anywhere: dropping a run while every lock of it is held does not hang."""
+    server.script("sick", Reply(fault="stall"))
+    with ChatPool(2, base_url=server.url) as pool:
+        results = pool.imap(["sick"] * 2 + ["ok"] * 10)
+        thread = threading.Thread(target=next, args=(results, None), daemon=True)
+        thread.start()
+        assert wait_until(lambda: server.count("sick") == 2)
+        engine = pool._engine()
+        (run,) = engine._runs
+        calls = list(run._under_way)
+        with run._changed, engine._watch._lock, engine._governor._lock, calls[0]._lock, calls[1]._lock:
+            run.drop()
+        thread.join(5)
+        assert not thread.is_alive()
+        assert pool.map(["well"] * 4, deadline=5) == ["well"] * 4
+
+
+def test_dropped_iterator_is_collected_by_any_thread(server):
+    """An iterator in a cycle is dropped by the garbage collector, within a callback in a worker, and frees its places."""
+    server.script("sick", Reply(fault="stall"))
+    with ChatPool(2, base_url=server.url) as pool:
+        box = {"results": pool.imap(["first", "sick", "sick", "never"] * 10)}
+        box["box"] = box
+        next(box["results"])
+        del box
+        assert pool.submit("x").done() is False
+        gc.collect()
+        assert pool.map(["well"] * 4, deadline=5) == ["well"] * 4
+    assert server.count("never") == 0
+
+
+def test_stopping_a_map_stops_the_maps_within_its_parse(server):
+    """A deadline of the outer map holds for what parse has asked for."""
+    server.script("slow", Reply(delay=0.05))
+    with ChatPool(4, base_url=server.url) as pool:
+        answers = pool.map(["a", "b"], parse=lambda text: pool.map(["slow"] * 1000), deadline=0.3)
+        assert {type(result.error) for result in answers.results} == {DeadlineError}
+        assert wait_until(lambda: not pool._engine()._governor._on_wire)
+        sent = len(server.requests)
+        assert pool.map(["well"], deadline=5) == ["well"]
+        assert len(server.requests) == sent + 1
+
+
+def test_map_handed_by_parse_to_a_thread_of_its_own(pool):
+    """All workers wait within parse for maps that need workers: those who wait for these maps make the calls."""
+
+    def parse(text):
+        with ThreadPoolExecutor(1) as helper:
+            return helper.submit(pool.map, [text + "1", text + "2"]).result()
+
+    assert pool.map(["a"] * 8, parse=parse) == [["a1", "a2"]] * 8
+
+
+def test_secret_in_the_query_is_blotted_out(server):
+    """Where the server's error echoes the path, encoded or not."""
+    server.script("a", Reply(status=404, body={"error": {"message": f"no route /x?sig={KEY}%2F1 or {KEY}/1"}}))
+    with ChatPool(1, base_url=f"{server.url}?api-version=2024-02-01&sig={KEY}%2F1") as pool:
+        (failure,) = pool.map(["a"]).failures
+    assert KEY not in f"{failure.error} {failure.error.body}"
+    assert "no route" in str(failure.error)
+
+
+def test_interrupted_retry_carries_all_answers(server, monkeypatch):
+    server.script("bad", Reply(status=400))
+    with ChatPool(1, base_url=server.url) as pool:
+        answers = pool.map(["a", "bad", "c"])
+        monkeypatch.setattr(Run, "gather", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt) as caught:
+            pool.retry(answers)
+    assert caught.value.answers == ["a", None, "c"]
+
+
+@pytest.mark.parametrize("first_to_close", [0, 1])
+def test_two_pools_on_one_session_leave_no_connection(server, first_to_close):
+    """The later pool's adapter serves both; whichever closes last closes it."""
+    with requests.Session() as session:
+        pools = [ChatPool(2, base_url=server.url, session=session) for _ in range(2)]
+        for pool in pools:
+            assert pool.map(["a"] * 4) == ["a"] * 4
+        pools.pop(first_to_close).close()
+        assert pools[0].map(["b"] * 4) == ["b"] * 4
+        pools[0].close()
+        assert wait_until(lambda: server.open_connections == 0)
+
+
+def test_answers_with_a_lambda_pickle_without_it(server, pool):
+    """What was answered travels; retry tells what is missing."""
+    server.script("bad", Reply(status=400), Reply())
+    answers = pickle.loads(pickle.dumps(pool.map(["a", "bad"], parse=lambda text: text.upper())))
+    assert answers == ["A", None]
+    with pytest.raises(ConfigurationError, match=r"set answers\.parse"):
+        pool.retry(answers)
+    answers.parse = str.upper
+    assert pool.retry(answers) == ["A", "BAD"]
+
+
+def test_cut_after_the_last_byte_leaves_the_connection_alone(server, monkeypatch):
+    """Once a connection is back in its pool, it belongs to the next call, and a late cut must not hit it."""
+    import chatpool._transport as module
+
+    seen = []
+    put = module._HTTPPool._put_conn
+
+    def check(self, connection):
+        put(self, connection)
+        seen.append(module._present.call._socket)
+
+    monkeypatch.setattr(module._HTTPPool, "_put_conn", check)
+    with ChatPool(1, base_url=server.url) as pool:
+        assert pool.map(["a", "b"]) == ["a", "b"]
+    assert seen == [None, None]
+
+
+def test_watch_keeps_no_finished_call_alive(server):
+    """A call that the watch has looked at goes when it is done, and its pool with it."""
+    pool = ChatPool(1, base_url=server.url)
+    server.script("a", Reply(delay=0.2))
+    pool.ask("a")
+    gone = weakref.ref(pool._engine())
+    del pool
+    assert wait_until(lambda: gone() is None)
