@@ -56,35 +56,42 @@ class Workers:
         self._most = max(size + 1, 2 * size - 2)
         self._lock = threading.Lock()
         self._sources: OrderedDict[Source, None] = OrderedDict()  # in the order of their turns
-        self._active = 0  # workers at work or about to be
-        self._total = 0  # the same and those that wait
+        self._crew: set[_Ticket] = set()  # one for each worker, also for those about to be
+        self._away = 0  # of them, those that wait
         self._waiting: dict[Call, None] = {}  # calls whose workers wait, the longest first
         self._executor = ThreadPoolExecutor(self._most, thread_name_prefix="chatpool-worker")
 
     def offer(self, source: Source, jobs: int) -> None:
         """Say that a source has so many jobs. Starts workers for them, as far as there may be more."""
-        with self._lock:
-            self._sources.setdefault(source)
-            wanted = max(0, min(jobs, self._size - self._active))
-            start = sum(self._reserve() for _ in range(wanted))
-            # Where no more threads may be, those that only wait have to give theirs up.
-            recalled = list(self._waiting)[: wanted - start]
-            for call in recalled:
-                del self._waiting[call]  # or the next job would count on the same thread
-        for call in recalled:
-            call.recall()
+        tickets: list[_Ticket] = []
         try:
-            while start:
-                start -= 1  # _start gives its own reservation back
-                self._start()
-        finally:
-            for _ in range(start):  # an interrupt came in between: what was reserved is given back
-                self._retire()
+            with self._lock:
+                self._sources.setdefault(source)
+                wanted = max(0, min(jobs, self._size - self._active))
+                while len(tickets) < wanted and self._may_grow():
+                    self._reserve(tickets)
+                # Where no more threads may be, those that only wait have to give theirs up.
+                recalled = list(self._waiting)[: wanted - len(tickets)]
+                for call in recalled:
+                    del self._waiting[call]  # or the next job would count on the same thread
+            for call in recalled:
+                call.recall()
+            for ticket in tickets:
+                self._start(ticket)
+        except BaseException:  # Ctrl-C: who was not started yet is not counted on
+            for ticket in tickets:
+                self._withdraw(ticket)
+            raise
 
     @property
     def alive(self) -> bool:
         """Whether any worker is at work or about to be."""
-        return self._total > 0
+        return bool(self._crew)
+
+    @property
+    def _active(self) -> int:
+        """Workers at work or about to be."""
+        return len(self._crew) - self._away
 
     def wait(self, call: Call, cause: str, *, must_stay: bool) -> bool:
         """Wait in this thread until the call is due; meanwhile another worker may work. False: it is not to go on.
@@ -93,61 +100,65 @@ class Workers:
         """
         if not in_worker():
             return call.pause(cause)
+        stand_in: list[_Ticket] = []
         with self._lock:
             wanted = any(source.has_ready_job() for source in self._sources)
-            if wanted and self._total >= self._most and not must_stay:
+            if wanted and len(self._crew) >= self._most and not must_stay:
                 return False
-            self._active -= 1
-            stand_in = wanted and self._reserve()
+            self._away += 1
+            if wanted and self._may_grow():
+                self._reserve(stand_in)
             call.recalled = False
             if not must_stay:
                 self._waiting[call] = None
         try:
-            if stand_in:
-                self._start()
+            for ticket in stand_in:
+                self._start(ticket)
             return call.pause(cause)
         finally:
             with self._lock:
-                self._active += 1
+                self._away -= 1
                 self._waiting.pop(call, None)
 
     def close(self) -> None:
         """End the threads. Waits for them, unless it is called by one of them."""
         self._executor.shutdown(wait=not in_worker())
 
-    def _reserve(self) -> bool:
-        """Under the lock: count one more worker in, if there may be one."""
-        if self._active >= self._size or self._total >= self._most:
-            return False
-        self._active += 1
-        self._total += 1
-        return True
+    def _may_grow(self) -> bool:
+        """Under the lock: whether there may be one worker more."""
+        return self._active < self._size and len(self._crew) < self._most
 
-    def _start(self) -> None:
-        """Start a worker that is counted in already."""
+    def _reserve(self, tickets: list[_Ticket]) -> None:
+        """Under the lock: count one more worker in. First on the caller's list, who withdraws it if interrupted."""
         ticket = _Ticket()
+        tickets.append(ticket)
+        self._crew.add(ticket)
+
+    def _start(self, ticket: _Ticket) -> None:
+        """Start a worker that is counted in already."""
         try:
             self._executor.submit(self._work, ticket)
         except RuntimeError:  # no more threads to be had, or the interpreter is going down: the others go on
-            if ticket.punch():  # the executor queues the work before it fails to start a thread
-                self._retire()
-        except BaseException:  # Ctrl-C
-            if ticket.punch():
-                self._retire()
-            raise
+            self._withdraw(ticket)
+        ticket.is_started = True
+
+    def _withdraw(self, ticket: _Ticket) -> None:
+        """Count a worker out again, unless it was started. The executor may have queued it, and yet have failed."""
+        if not ticket.is_started and ticket.punch():
+            self._crew.discard(ticket)
 
     def _work(self, ticket: _Ticket) -> None:
         if not ticket.punch():
             return
         _role.is_worker = True
-        while (job := self._take()) is not None:
+        while (job := self._take(ticket)) is not None:
             try:
                 job()
             except BaseException:
                 _logger.critical("a callback raised", exc_info=True)
             del job  # or it would live on, with its prompt and its answer, until the next one comes
 
-    def _take(self) -> Job | None:
+    def _take(self, ticket: _Ticket) -> Job | None:
         """Return the next job: one that can begin at once, else one that waits; None ends this worker."""
         with self._lock:
             if self._active <= self._size:
@@ -161,20 +172,15 @@ class Workers:
                             self._sources.move_to_end(source)
                         if job is not None:
                             return job
-            self._active -= 1
-            self._total -= 1
+            self._crew.discard(ticket)
         return None
-
-    def _retire(self) -> None:
-        with self._lock:
-            self._active -= 1
-            self._total -= 1
 
 
 class _Ticket:
-    """Good for one: whoever punches it first."""
+    """Stands for a worker. Good for one: whoever punches it first."""
 
     def __init__(self) -> None:
+        self.is_started = False
         self._lock = threading.Lock()
 
     def punch(self) -> bool:

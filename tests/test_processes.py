@@ -61,12 +61,26 @@ def no_process_left_behind():
 
 
 def start(server, code):
-    """Start a process that ends with the test in any case."""
+    """Start a process that runs code for the server."""
+    return launch("-c", BUSY + code, server.url)
+
+
+def launch(*arguments):
+    """Start a Python process that ends with the test in any case."""
     process = subprocess.Popen(
-        [sys.executable, "-c", BUSY + code, server.url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_ctrl_c,
     )
     PROCESSES.append(process)
     return process
+
+
+def heed_ctrl_c():
+    """What is run in a shell's background, such as a CI's job, ignores SIGINT, and so do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def interrupt(process):
@@ -127,9 +141,7 @@ def test_ctrl_c_during_imap_carries_what_was_not_yet_yielded(server):
 
 def test_ctrl_c_ends_the_demo():
     """Exit code 130, and no traceback."""
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "chatpool", "demo"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = launch("-u", "-m", "chatpool", "demo")
     for line in process.stdout:
         if "pool.map" in line:
             break
