@@ -71,14 +71,21 @@ def test_call_stopped_between_its_place_and_its_request_is_not_sent(server, monk
     assert server.requests == []
 
 
-def test_callback_that_raises_system_exit_does_not_cost_a_worker(pool, caplog):
+def test_callback_that_raises_system_exit_does_not_cost_a_worker(caplog):
+    go_on = threading.Event()
+
     def leave(future):
         raise SystemExit
 
-    for _ in range(8):
-        pool.submit("a").add_done_callback(leave)
-    assert wait_until(lambda: "a callback raised" in caplog.text)
-    assert pool.map(["a"] * 8, deadline=5) == ["a"] * 8
+    with (
+        FakeChatServer(reply=lambda request: go_on.wait(5) and Reply()) as server,
+        ChatPool(4, base_url=server.url) as pool,
+    ):
+        for _ in range(8):
+            pool.submit("a").add_done_callback(leave)
+        go_on.set()  # not before: a callback that comes late runs in this thread
+        assert wait_until(lambda: caplog.text.count("a callback raised") == 8)
+        assert pool.map(["a"] * 8, deadline=5) == ["a"] * 8
 
 
 def test_chain_of_submits_in_callbacks_does_not_nest(server, pool):
