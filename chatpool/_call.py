@@ -9,6 +9,7 @@ import threading
 import time
 from typing import Any, Callable
 
+from ._messages import CHAT_PATH
 from ._replies import Completion
 from .errors import APITimeoutError, CallError, DeadlineError
 from .results import ChatResult, Usage
@@ -70,6 +71,7 @@ class Call:
         "limit_seconds",
         "max_time",
         "parse",
+        "path",
         "payload",
         "prompt",
         "recalled",
@@ -98,6 +100,7 @@ class Call:
     ) -> None:
         self.index, self.prompt = index, prompt
         self.payload = b""  # the request's body
+        self.path = CHAT_PATH
         self.tokens = 0  # an estimate of what it will cost
         self.parse, self.max_time, self.deadline = parse, max_time, deadline
         self.attempts = 0  # HTTP requests sent

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 from ._call import Call
 from ._limits import BACK_OFF, Governor
-from ._messages import build_body, encode, estimate_tokens
-from ._replies import Reply, check_answer, read_completion
+from ._messages import CHAT_PATH, build_body, encode, estimate_tokens, path_of
+from ._replies import Reply, check_answer, read_completion, read_document
 from ._retry import TryAgain, delay_before_retry, is_fatal_for_all, is_transient, persist
 from ._runs import FutureRun, Run
 from ._settings import Settings
@@ -156,6 +156,7 @@ class Engine:
 
     def _prepare(self, run: Run, call: Call) -> None:
         settings = self._settings
+        call.path = path_of(call.prompt)
         body = build_body(call.prompt, model=settings.model, system=settings.system, params=run.params)
         call.payload = encode(body, f"prompt {call.index}")
         if settings.tokens_per_minute:
@@ -196,7 +197,8 @@ class Engine:
         """Take the answer out of a reply, and tell the governor what the reply says of the limits."""
         call.request_id = reply.request_id
         try:
-            call.completion = completion = read_completion(reply)
+            is_chat = call.path == CHAT_PATH
+            call.completion = completion = read_completion(reply) if is_chat else read_document(reply)
         except RateLimitError as refusal:
             if is_transient(refusal) and (refusal.retry_after or 0) <= self._settings.max_wait:
                 self._governor.refused(call, refusal.retry_after)
@@ -211,7 +213,8 @@ class Engine:
         if usage is not None:
             call.usage = usage if call.usage is None else call.usage + usage
         self._governor.taken(call, usage.total_tokens if usage else None)
-        check_answer(reply, completion)
+        if is_chat:
+            check_answer(reply, completion)
 
     def _parse(self, call: Call) -> ParseError | None:
         """Set the call's value; return the error if ``parse`` refuses the text."""

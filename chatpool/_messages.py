@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Union
 
 Prompt = Union[str, list[dict[str, Any]], dict[str, Any]]
+
+CHAT_PATH = "/v1/chat/completions"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A prompt with a name of its own, as files of requests hold them. ``path``: where its body is posted to."""
+
+    prompt: Any
+    custom_id: str | None = None
+    path: str = CHAT_PATH
 
 
 def check_prompts(prompts: Any) -> None:
@@ -22,6 +34,11 @@ def check_prompts(prompts: Any) -> None:
 
 def check_prompt(prompt: Any, index: int) -> None:
     """Raise TypeError, with the index, for what can be no prompt, or ValueError for what JSON cannot carry."""
+    if isinstance(prompt, Task):
+        if prompt.path != CHAT_PATH:
+            encode(prompt.prompt, f"prompt {index}")
+            return
+        prompt = prompt.prompt
     if isinstance(prompt, str):
         return
     if isinstance(prompt, dict):
@@ -46,6 +63,10 @@ def _hint(prompt: Any) -> str:
 
 def build_body(prompt: Any, *, model: str, system: str | None, params: Mapping[str, Any]) -> dict[str, Any]:
     """Put a request body together: the prompt's own fields override ``params``, which override the rest."""
+    if isinstance(prompt, Task):
+        if prompt.path != CHAT_PATH:  # what its fields are is another endpoint's business
+            return {**params, **prompt.prompt}
+        prompt = prompt.prompt
     body: dict[str, Any] = {"model": model, **params}
     if isinstance(prompt, dict):
         body.update(prompt)
@@ -68,6 +89,11 @@ def encode(value: Any, name: str) -> bytes:
         raise TypeError(f"{name} cannot be sent as JSON: {error}") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} cannot be sent as JSON: {error}") from None
+
+
+def path_of(prompt: Any) -> str:
+    """Return the path that a prompt is posted to, as a Batch file names it."""
+    return prompt.path if isinstance(prompt, Task) else CHAT_PATH
 
 
 def estimate_tokens(payload: bytes, body: Mapping[str, Any]) -> int:

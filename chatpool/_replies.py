@@ -106,10 +106,27 @@ def read_completion(reply: Reply) -> Completion:
     """Take a completion out of a reply; raise APIStatusError or InvalidResponseError if there is none."""
     if reply.status != 200:
         _fail_status(reply)
-    document = _parse_json(reply)
-    if not isinstance(document, dict):
-        kind = type(document).__name__
-        reply.fail(InvalidResponseError, f"the reply is a JSON {kind}, not an object", code="no_object")
+    return _completion_in(reply, _parse_json(reply))
+
+
+def read_document(reply: Reply) -> Completion:
+    """Take any JSON object for an answer, as other endpoints than chat give it, unless it tells of an error."""
+    if reply.status != 200:
+        _fail_status(reply)
+    return _document_in(reply, _parse_json(reply))
+
+
+def recall_completion(document: Any, *, is_chat: bool) -> Completion | None:
+    """Return the completion in a document that was read before; None if there is none."""
+    reply = Reply(200, {}, b"")
+    try:
+        return _completion_in(reply, document) if is_chat else _document_in(reply, document)
+    except CallError:
+        return None
+
+
+def _completion_in(reply: Reply, document: Any) -> Completion:
+    _check_object(reply, document)
     choice = _first_choice(document)
     error = document.get("error") or choice.get("error")
     if error or choice.get("finish_reason") == "error":
@@ -118,6 +135,36 @@ def read_completion(reply: Reply) -> Completion:
     if not isinstance(message, dict) or not message:
         reply.fail(InvalidResponseError, "the reply has no choices[0].message", code="no_choices")
     return _completion(reply, document, choice, message)
+
+
+def _document_in(reply: Reply, document: Any) -> Completion:
+    _check_object(reply, document)
+    if document.get("error"):
+        _fail_embedded(reply, document["error"])
+    return Completion(
+        response=document,
+        text=_text_in(document),
+        finish_reason=None,
+        refusal=None,
+        has_content=True,
+        usage=_usage(document.get("usage")),
+    )
+
+
+def _check_object(reply: Reply, document: Any) -> None:
+    if not isinstance(document, dict):
+        kind = type(document).__name__
+        reply.fail(InvalidResponseError, f"the reply is a JSON {kind}, not an object", code="no_object")
+
+
+def _text_in(document: dict[str, Any]) -> str:
+    """Return the text of a reply of /v1/completions or /v1/responses; nothing for one that has none."""
+    first = _first_choice(document).get("text")
+    if isinstance(first, str):
+        return first
+    items = document.get("output")
+    parts = [item.get("content") for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+    return "".join(_text(part) or "" for part in parts if isinstance(part, list))
 
 
 def check_answer(reply: Reply, completion: Completion) -> None:
@@ -221,7 +268,9 @@ def _text(content: Any) -> str | None:
 def _usage(usage: Any) -> Usage | None:
     if not isinstance(usage, dict):
         return None
-    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens", "total_tokens")]
+    other = {"prompt_tokens": "input_tokens", "completion_tokens": "output_tokens"}  # as /v1/responses calls them
+    names = ("prompt_tokens", "completion_tokens", "total_tokens")
+    counts = [usage.get(name, usage.get(other.get(name))) for name in names]
     prompt, completion, total = (count if isinstance(count, int) and count > 0 else 0 for count in counts)
     return Usage(prompt, completion, total or prompt + completion)
 

@@ -70,7 +70,9 @@ class Run:
         self.waits: Counter[str] = Counter()  # seconds that calls waited, by cause
         self.retries = 0
         self._context = contextvars.copy_context()
+        self.record: Callable[[ChatResult], None] | None = None  # is told of each call that came to its own end
         self.results: dict[int, ChatResult] = {}  # gathered, by index, in the order they came
+        self.resumed: set[int] = set()  # of them, those from the journal
         self._is_cut = self._is_dropped = False
         self._inner: set[Run] = set()
         self._changed = threading.Condition()  # guards all that follows
@@ -231,9 +233,19 @@ class Run:
             if result is None:
                 self._park(call)
             else:
-                self._finish(call, result)
+                self._close(call, result)
         finally:
             _present.run = outer
+
+    def _close(self, call: Call, result: ChatResult) -> None:
+        """Record a result, and hand it out in any case: it was paid for."""
+        try:
+            self._write_down(call, result)
+        except Exception as error:  # noqa: BLE001 - gather raises it
+            self._finish(call, result)
+            self.abandon(error)
+        else:
+            self._finish(call, result)
 
     def _park(self, call: Call) -> None:
         with self._changed:
@@ -249,6 +261,13 @@ class Run:
             self.waits.update(call.waits)
             self.retries += max(0, call.attempts - 1)
         self._settle(result)
+
+    def _write_down(self, call: Call, result: ChatResult) -> None:
+        """Have a result recorded before anybody is told of it, unless the call was given up in the meantime."""
+        with self._changed:
+            if self.record is None or call not in self._under_way:
+                return
+        self.record(result)
 
     def _settle(self, result: ChatResult) -> None:
         with self._changed:

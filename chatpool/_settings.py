@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from typing import Any, Callable, Union
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
-from ._messages import encode
+from ._messages import CHAT_PATH, encode
 from .errors import ConfigurationError
 
 DEFAULT_MODEL = "gpt-4o-mini"
@@ -21,7 +21,7 @@ DEFAULT_MAX_TRIES = 6
 DEFAULT_MAX_WAIT = 60.0  # seconds
 
 _CREDENTIAL_HEADERS = frozenset({"authorization", "api-key", "x-api-key"})
-_CHAT_PATH = "/chat/completions"
+_CHAT = "/chat/completions"
 
 Timeout = Union[float, tuple[float, float]]
 
@@ -50,11 +50,15 @@ class Settings:
     @property
     def chat_url(self) -> str:
         """The address that prompts are posted to; a query string of the base URL is kept."""
+        return self.url_for(CHAT_PATH)
+
+    def url_for(self, path: str) -> str:
+        """The address of an endpoint that a Batch file names as ``/v1/…``."""
         parts = urlsplit(self.base_url)
-        path = parts.path.rstrip("/")
-        if not path.endswith(_CHAT_PATH):
-            path += _CHAT_PATH
-        return urlunsplit(parts._replace(path=path))
+        base = parts.path.rstrip("/")
+        if base.endswith(_CHAT):
+            base = base[: -len(_CHAT)]
+        return urlunsplit(parts._replace(path=base + (path[3:] if path.startswith("/v1/") else path)))
 
     @property
     def shown_url(self) -> str:

@@ -24,6 +24,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from ._call import Call
+from ._messages import CHAT_PATH
 from ._replies import Reply
 from ._settings import Settings
 from .errors import APIConnectionError, APITimeoutError, CallError, ConfigurationError, InvalidResponseError
@@ -268,8 +269,9 @@ class Transport:
         self.session = _new_session() if session is None else session
         self._mount(settings)
         self._secrets = settings.secrets + _secrets_of_query(settings.base_url)
-        self._template = self._prepare_template(settings, user_agent)
-        self._secrets += _secrets_in(self._template.headers)
+        self._user_agent = user_agent
+        self._templates = {CHAT_PATH: self._prepare_template(CHAT_PATH)}
+        self._secrets += _secrets_in(self._templates[CHAT_PATH].headers)
         self._options = self._resolve_environment(settings)
         self._auth_each_time = None if settings.api_key or self._is_own else self.session.auth
         _warn_of_plain_http(settings)
@@ -296,7 +298,7 @@ class Transport:
 
     def send(self, call: Call) -> Reply:
         """Send the call's payload and read the whole reply; raise the CallError that says why there is none."""
-        request = self._request(call.payload)
+        request = self._request(call)
         failure: CallError | None = None
         call.set_limit("connect", self._settings.connect_timeout + self._settings.read_timeout)
         _present.call, _present.settings, _present.look_up = call, self._settings, self._look_up
@@ -336,12 +338,13 @@ class Transport:
         if not self._is_own:
             _sharers.setdefault(self.session, set()).add((os.getpid(), id(self)))
 
-    def _prepare_template(self, settings: Settings, user_agent: str) -> requests.PreparedRequest:
+    def _prepare_template(self, path: str) -> requests.PreparedRequest:
+        settings = self._settings
         headers = {"Accept": "application/json", "Accept-Encoding": "identity", "Content-Type": "application/json"}
         if self._is_own:
-            headers["User-Agent"] = user_agent
+            headers["User-Agent"] = self._user_agent
         auth = None if self.session.auth and not settings.api_key else _Bearer(settings.api_key)
-        request = requests.Request("POST", settings.chat_url, headers={**headers, **settings.headers}, auth=auth)
+        request = requests.Request("POST", settings.url_for(path), headers={**headers, **settings.headers}, auth=auth)
         try:
             return self.session.prepare_request(request)
         except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
@@ -360,10 +363,13 @@ class Transport:
         timeout = (settings.connect_timeout, settings.read_timeout)
         return {**found, "stream": True, "allow_redirects": False, "timeout": timeout}
 
-    def _request(self, payload: bytes) -> requests.PreparedRequest:
-        request = self._template.copy()
-        request.body = payload
-        request.headers["Content-Length"] = str(len(payload))
+    def _request(self, call: Call) -> requests.PreparedRequest:
+        template = self._templates.get(call.path)
+        if template is None:
+            template = self._templates[call.path] = self._prepare_template(call.path)
+        request = template.copy()
+        request.body = call.payload
+        request.headers["Content-Length"] = str(len(call.payload))
         if self._auth_each_time is not None:  # it may sign the body
             request.prepare_auth(self._auth_each_time, request.url or "")
         return request

@@ -5,6 +5,7 @@
     ChatPoolError
     ├── ConfigurationError        a setting that cannot work (also a ValueError)
     ├── PoolClosedError           the pool was used after close() (also a RuntimeError)
+    ├── JournalError              a journal that cannot be opened, locked, read or written (also an OSError)
     └── CallError                 one prompt's call failed; stands on ChatResult.error
         ├── APIConnectionError    no usable reply came: refused, reset, DNS, TLS, cut off
         │   └── APITimeoutError   connect, read or max_time ran out
@@ -40,6 +41,13 @@ class ConfigurationError(ChatPoolError, ValueError):
 
 class PoolClosedError(ChatPoolError, RuntimeError):
     """The pool was used after ``close()``."""
+
+
+class JournalError(ChatPoolError, OSError):
+    """A journal cannot be used: it is another kind of file, in use by another run, or the disk is full.
+
+    Raised out of a run that was under way, it carries what was done as ``.answers``.
+    """
 
 
 class CallError(ChatPoolError):
@@ -161,3 +169,13 @@ _BY_STATUS: dict[int, type[APIStatusError]] = {
 def status_error(status: int) -> type[APIStatusError]:
     """Return the class of error that stands for an HTTP status."""
     return _BY_STATUS.get(status, InternalServerError if status >= 500 else APIStatusError)
+
+
+def class_named(name: str) -> type[CallError]:
+    """Return the CallError of this name; CallError itself for a name that is none."""
+    found, todo = {"CallError": CallError}, [CallError]
+    while todo:
+        kinds = todo.pop().__subclasses__()
+        found.update((kind.__name__, kind) for kind in kinds)
+        todo += kinds
+    return found.get(name, CallError)

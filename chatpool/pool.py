@@ -9,14 +9,16 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Callable, TypeVar
 
 from ._call import unsent
 from ._engine import Engine
 from ._limits import PLACES
-from ._messages import Prompt, check_prompt, check_prompts
+from ._messages import Prompt, build_body, check_prompt, check_prompts
 from ._progress import Progress
 from ._runs import FutureRun, Indexed, Run
 from ._settings import (
@@ -35,6 +37,7 @@ from ._settings import (
 )
 from ._version import __version__
 from .errors import ConfigurationError, NotSentError, PoolClosedError
+from .journal import Journal, Ledger, PathLike
 from .results import LOST_PARSE, Answers, ChatResult
 
 if TYPE_CHECKING:
@@ -130,6 +133,7 @@ class ChatPool:
         parse: _Parse | None = None,
         deadline: float | None = None,
         progress: bool | None = None,
+        journal: PathLike | None = None,
     ) -> Answers:
         """Send every prompt and return the answers in the order of the prompts, None where a call failed.
 
@@ -137,16 +141,20 @@ class ChatPool:
         overrides the pool's. ``parse`` is called with each answer's text, in a worker thread, and its value takes
         the text's place; a ValueError from it counts as a bad answer and the call is tried again, any other
         exception is raised here, with the prompt's index as ``.prompt_index``. ``deadline``: seconds from now; what
-        is not done by then is None, with DeadlineError.
+        is not done by then is None, with DeadlineError. ``journal``: a file that each finished call is written to at
+        once, in the format of the Batch API's output; with the same file again, only what has no good answer in it is
+        asked. Prompts are known again by their request's body, in whatever order they come; so those with another
+        model or other parameters are asked anew.
 
         Raises TypeError or ValueError for a prompt that cannot be sent, with its index, before anything is sent.
+        Raises JournalError for a journal that is another kind of file, in use by another run, or cannot be written.
         Whatever is raised on the way, KeyboardInterrupt for one, carries what was done as ``.answers``.
         """
         check_prompts(prompts)
         items = list(enumerate(prompts))
         for index, prompt in items:
             check_prompt(prompt, index)
-        return self._map(items, self._make_run(Run, params, parse, deadline), progress)
+        return self._map(items, self._make_run(Run, params, parse, deadline), progress, journal)
 
     def imap(
         self,
@@ -156,6 +164,7 @@ class ChatPool:
         parse: _Parse | None = None,
         deadline: float | None = None,
         progress: bool | None = None,
+        journal: PathLike | None = None,
     ) -> Iterator[ChatResult]:
         """Yield the results in the order of the prompts, while later ones are under way.
 
@@ -164,7 +173,7 @@ class ChatPool:
         what is under way. See ``map`` for the rest.
         """
         check_prompts(prompts)
-        return self._stream(prompts, self._make_run(Run, params, parse, deadline), progress, in_order=True)
+        return self._stream(prompts, self._make_run(Run, params, parse, deadline), progress, journal, in_order=True)
 
     def imap_unordered(
         self,
@@ -174,10 +183,11 @@ class ChatPool:
         parse: _Parse | None = None,
         deadline: float | None = None,
         progress: bool | None = None,
+        journal: PathLike | None = None,
     ) -> Iterator[ChatResult]:
         """Yield the results as they come in; ``ChatResult.index`` tells whose each is. Otherwise like ``imap``."""
         check_prompts(prompts)
-        return self._stream(prompts, self._make_run(Run, params, parse, deadline), progress, in_order=False)
+        return self._stream(prompts, self._make_run(Run, params, parse, deadline), progress, journal, in_order=False)
 
     def submit(
         self, prompt: Prompt, *, params: _Params | None = None, parse: _Parse | None = None
@@ -208,14 +218,13 @@ class ChatPool:
             raise TypeError(f"retry takes what map returned, an Answers, not {type(answers).__name__}")
         if answers.parse == LOST_PARSE:
             raise ConfigurationError("these answers were pickled without their parse; set answers.parse, then retry")
-        failed = [(result.index, result.prompt) for result in answers.failures]
-        try:
-            again = self._map(failed, self._make_run(Run, answers.params, answers.parse, None), None)
-        except BaseException as error:
-            if hasattr(error, "answers"):
-                error.answers = _merge(answers, error.answers)
-            raise
-        return _merge(answers, again)
+        items = [(result.index, result.prompt) for result in answers.results]
+        engine, run = self._make_run(Run, answers.params, answers.parse, None)
+        run.results.update((result.index, result) for result in answers.results if result.ok)
+        again = self._map(items, (engine, run), None, answers.journal)
+        again.wall += answers.wall
+        again.waits = dict(Counter(answers.waits) + Counter(again.waits))
+        return again
 
     def close(self) -> None:
         """Give up what is under way, end the threads and close the connections. Closing again does nothing."""
@@ -282,32 +291,43 @@ class ChatPool:
             max_time=self._settings.max_time,
         )
 
-    def _map(self, items: list[Indexed], engine_and_run: tuple[Engine, Run], progress: bool | None) -> Answers:
+    def _map(
+        self,
+        items: list[Indexed],
+        engine_and_run: tuple[Engine, Run],
+        progress: bool | None,
+        journal: PathLike | None,
+    ) -> Answers:
         engine, run = engine_and_run
         bar = self._bar(len(items), progress)
         try:
-            engine.start(run, run.add(items))
-            while len(run.results) < len(items):
-                fresh = run.gather(len(items) - len(run.results), _TICK if bar.is_shown else _LONG_TICK)
-                bar.update(fresh)
-                if not fresh:
-                    engine.help(run)
+            with self._open_ledger(run, journal) as ledger:
+                todo = _not_done(run, items, ledger)
+                bar.update(list(run.results.values()))
+                engine.start(run, run.add(todo))
+                while len(run.results) < len(items):
+                    fresh = run.gather(len(items) - len(run.results), _TICK if bar.is_shown else _LONG_TICK)
+                    bar.update(fresh)
+                    if not fresh:
+                        engine.help(run)
         except BaseException as error:
             run.stop(_interrupted, cut=True)
-            error.answers = self._answers(run, items)  # type: ignore[attr-defined]
+            error.answers = self._answers(run, items, journal)  # type: ignore[attr-defined]
             raise
         finally:
             run.end()
             bar.close()
-        return self._answers(run, items)
+        return self._answers(run, items, journal)
 
     def _stream(
         self,
         prompts: Iterable[Prompt],
         engine_and_run: tuple[Engine, Run],
         progress: bool | None,
+        journal: PathLike | None,
         *,
         in_order: bool,
+        retries_failed: bool = True,
     ) -> Iterator[ChatResult]:
         engine, run = engine_and_run
         source = _Reader(prompts)
@@ -316,47 +336,54 @@ class ChatPool:
         given = 0
         bar = self._bar(source.total, progress)
         try:
-            while given < source.taken or not source.is_over:
-                if not source.is_over and source.taken - given < window:
-                    self._feed(engine, run, source)
-                must_wait = source.is_over or source.taken - given >= window
-                outstanding = source.taken - given - len(ready)
-                run.owner = threading.current_thread()
-                fresh = run.gather(1 if must_wait and outstanding else 0, _LONG_TICK)
-                bar.update(fresh)
-                if must_wait and not fresh:
-                    engine.help(run)
-                while ready and (not in_order or given in ready):
-                    index = given if in_order else next(iter(ready))
-                    yield ready[index]
-                    del ready[index]  # only now: an answer that Ctrl-C kept from the caller stays here
-                    given += 1
+            with self._open_ledger(run, journal, retries_failed=retries_failed) as ledger:
+                while given < source.taken or not source.is_over:
+                    if not source.is_over and source.taken - given < window:
+                        bar.update(_feed(engine, run, source, ledger))
+                    must_wait = source.is_over or source.taken - given >= window
+                    outstanding = source.taken - given - len(ready)
+                    run.owner = threading.current_thread()
+                    fresh = run.gather(1 if must_wait and outstanding else 0, _LONG_TICK)
+                    bar.update(fresh)
+                    if must_wait and not fresh:
+                        engine.help(run)
+                    while ready and (not in_order or given in ready):
+                        index = given if in_order else next(iter(ready))
+                        yield ready[index]
+                        del ready[index]  # only now: an answer that Ctrl-C kept from the caller stays here
+                        given += 1
             source.raise_error()
         except GeneratorExit:
             run.drop()
             raise
         except BaseException as error:
             run.stop(_interrupted, cut=True)
-            error.answers = self._answers(run)  # type: ignore[attr-defined]
+            error.answers = self._answers(run, (), journal)  # type: ignore[attr-defined]
             raise
         finally:
             run.end()
             if not run.is_inherited:
                 bar.close()
 
-    @staticmethod
-    def _feed(engine: Engine, run: Run, source: _Reader) -> None:
-        """Take one prompt in. If the pool was closed meanwhile, what is under way comes first, and then the error."""
-        try:
-            engine.start(run, run.add(source.take()))
-        except PoolClosedError as error:
-            run.stop(_interrupted, cut=True)
-            source.end(error)
+    @contextmanager
+    def _open_ledger(
+        self, run: Run, journal: PathLike | None, *, retries_failed: bool = True
+    ) -> Iterator[Ledger | None]:
+        """Have a run's finished calls written to its journal, if it has one."""
+        if journal is None:
+            yield None
+            return
+        settings = self._settings
+        body_of = partial(build_body, model=settings.model, system=settings.system, params=run.params)
+        with Journal(journal) as file:
+            ledger = Ledger(file, body_of, run.parse, retries_failed=retries_failed)
+            run.record = ledger.record
+            yield ledger
 
     def _bar(self, total: int | None, progress: bool | None) -> Progress:
         return Progress(total, self._progress if progress is None else progress)
 
-    def _answers(self, run: Run, items: Iterable[Indexed] = ()) -> Answers:
+    def _answers(self, run: Run, items: Iterable[Indexed], journal: PathLike | None) -> Answers:
         """Put together what a run has brought; of ``items``, what is missing was given up."""
         run.take_done()
         wall = time.monotonic() - run.began
@@ -371,6 +398,8 @@ class ChatPool:
             waits=run.waits,
             params=run.params,
             parse=run.parse,
+            journal=journal,
+            resumed=run.resumed,
         )
 
     def _limit(self, run: Run, calls: int, wall: float) -> str:
@@ -382,6 +411,35 @@ class ChatPool:
         if waited > _NOTABLE * min(calls, workers) * wall:
             return max(run.waits, key=lambda cause: run.waits[cause])
         return "nothing"
+
+
+def _not_done(run: Run, items: list[Indexed], ledger: Ledger | None) -> list[Indexed]:
+    """Put what the journal holds into a run's results; return what is to be asked."""
+    todo = []
+    for index, prompt in items:
+        found = ledger.find(index, prompt) if ledger else None  # also for what is known: equal prompts are counted
+        if index not in run.results and found is not None:
+            run.results[index] = found
+            run.resumed.add(index)
+        elif index not in run.results:
+            todo.append((index, prompt))
+    return todo
+
+
+def _feed(engine: Engine, run: Run, source: _Reader, ledger: Ledger | None) -> list[ChatResult]:
+    """Take one prompt in; return its result if the journal holds it.
+
+    If the pool was closed meanwhile, what is under way comes first, and then the error.
+    """
+    items = source.take()
+    found = [result for item in items if ledger and (result := ledger.find(*item)) is not None]
+    run.results.update((result.index, result) for result in found)
+    try:
+        engine.start(run, run.add([] if found else items))
+    except PoolClosedError as error:
+        run.stop(_interrupted, cut=True)
+        source.end(error)
+    return found
 
 
 class _Reader:
@@ -416,19 +474,6 @@ class _Reader:
         """Raise what ended the input, if that was an error."""
         if self._error is not None:
             raise self._error
-
-
-def _merge(answers: Answers, again: Answers) -> Answers:
-    """Return ``answers`` with what ``again`` brought in the place of the same prompts' earlier results."""
-    fresh = {result.index: result for result in again.results}
-    return Answers(
-        [fresh.get(result.index, result) for result in answers.results],
-        wall=answers.wall + again.wall,
-        limited_by=again.limited_by,
-        waits=Counter(answers.waits) + Counter(again.waits),
-        params=answers.params,
-        parse=answers.parse,
-    )
 
 
 def _interrupted() -> NotSentError:

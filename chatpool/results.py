@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -86,8 +87,8 @@ class Answers(list[Any]):
 
     A plain list in every respect, so ``==``, JSON and pandas work. ``results`` holds a ``ChatResult`` for every
     prompt, ``wall`` the seconds that the map took, ``limited_by`` the limit that held it back most, ``waits`` the
-    seconds that its calls waited, all added up, by cause; ``params`` and ``parse`` are what ``ChatPool.retry`` uses
-    again.
+    seconds that its calls waited, all added up, by cause; ``params``, ``parse`` and ``journal`` are what
+    ``ChatPool.retry`` uses again. ``resumed`` holds the indexes of the answers that came from the journal.
     """
 
     def __init__(
@@ -99,13 +100,16 @@ class Answers(list[Any]):
         waits: Mapping[str, float] | None = None,
         params: Mapping[str, Any] | None = None,
         parse: Callable[[str], Any] | None = None,
+        journal: str | os.PathLike[str] | None = None,
+        resumed: Iterable[int] = (),
     ) -> None:
         self.results: list[ChatResult] = list(results)
         super().__init__(result.value for result in self.results)
         self.wall = wall
         self.limited_by = limited_by
         self.waits: dict[str, float] = dict(waits or {})
-        self.params, self.parse = params, parse
+        self.params, self.parse, self.journal = params, parse, journal
+        self.resumed = frozenset(resumed)
 
     @property
     def failures(self) -> list[ChatResult]:
@@ -156,14 +160,17 @@ class Answers(list[Any]):
 
 def _summary(answers: Answers) -> list[str]:
     results, answered = answers.results, [result for result in answers.results if result.ok]
-    pace = len(answered) / answers.wall * 60 if answers.wall else 0.0
-    sent = sum(result.attempts for result in results)
-    retries = sum(max(0, result.attempts - 1) for result in results)
+    fresh = [result for result in results if result.index not in answers.resumed]
+    pace = sum(result.ok for result in fresh) / answers.wall * 60 if answers.wall else 0.0
+    sent = sum(result.attempts for result in fresh)
+    retries = sum(max(0, result.attempts - 1) for result in fresh)
     truncated = sum(result.finish_reason == "length" for result in answered)
     usage = answers.usage
+    resumed = f"{len(answers.resumed):,} of the answers were in the journal already"
     return [
         f"{len(results):,} prompts: {len(answered):,} answered, {len(results) - len(answered):,} failed"
         f" in {answers.wall:.1f} s ({pace:,.0f} answers a minute)",
+        *([resumed] if answers.resumed else []),
         *_failure_lines(answers.failures),
         f"requests: {sent:,}, of them {retries:,} retries; truncated answers: {truncated:,}",
         f"tokens: {usage.prompt_tokens:,} in, {usage.completion_tokens:,} out, {usage.total_tokens:,} in all",

@@ -31,6 +31,7 @@ NAMES = [
     "DeadlineError",
     "InternalServerError",
     "InvalidResponseError",
+    "JournalError",
     "NotFoundError",
     "NotSentError",
     "ParseError",
@@ -45,6 +46,7 @@ NAMES = [
 TREE = {
     "ConfigurationError": ["ChatPoolError", "ValueError"],
     "PoolClosedError": ["ChatPoolError", "RuntimeError"],
+    "JournalError": ["ChatPoolError", "OSError"],
     "CallError": ["ChatPoolError"],
     "APIConnectionError": ["CallError"],
     "APITimeoutError": ["APIConnectionError"],
@@ -86,6 +88,14 @@ def test_constructor_takes_only_max_workers_by_position():
         "params": None, "headers": None, "timeout": (5, 120), "max_tries": 6, "max_time": None, "max_wait": 60,
         "requests_per_minute": None, "tokens_per_minute": None, "session": None, "progress": None,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["map", "imap", "imap_unordered"])
+def test_maps_take_only_prompts_by_position(name):
+    parameters = list(inspect.signature(getattr(ChatPool, name)).parameters.values())[1:]
+    assert [p.name for p in parameters] == ["prompts", "params", "parse", "deadline", "progress", "journal"]
+    assert {p.default for p in parameters[1:]} == {None}
+    assert all(p.kind is p.KEYWORD_ONLY for p in parameters[1:])
 
 
 def test_constructor_starts_nothing(server):
