@@ -72,7 +72,6 @@ class Run:
         self._context = contextvars.copy_context()
         self.record: Callable[[ChatResult], None] | None = None  # is told of each call that came to its own end
         self.results: dict[int, ChatResult] = {}  # gathered, by index, in the order they came
-        self.resumed: set[int] = set()  # of them, those from the journal
         self._is_cut = self._is_dropped = False
         self._inner: set[Run] = set()
         self._changed = threading.Condition()  # guards all that follows

@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from hashlib import blake2b
 from types import TracebackType
 from typing import Any, Callable, Union
@@ -66,7 +66,7 @@ class Journal:
 
     def find(self, custom_id: str) -> Mapping[str, Any] | None:
         """Return the last line with this name, parsed."""
-        found = self._index.get(_number(custom_id))
+        found = self._index.get(number_of(custom_id))
         if found is None:
             return None
         self._reader.seek(found >> 1)
@@ -134,7 +134,9 @@ class Journal:
 class Ledger:
     """One run's view of a journal: which prompts have a good answer in it, and where the new ones go.
 
-    A prompt without a name of its own is named after what is asked; the second of two equal ones gets a number.
+    A prompt without a name of its own is named after what is asked; the second of two equal ones gets a number. To
+    count them takes about 80 bytes for each, unless it is known beforehand which are repeated (``repeats``, by
+    ``number_of``). ``retries_failed``: whether what failed before is asked again.
     """
 
     def __init__(
@@ -144,9 +146,10 @@ class Ledger:
         parse: Parse | None,
         *,
         retries_failed: bool = True,
+        repeats: Container[int] | None = None,
     ) -> None:
         self._journal, self._body_of, self._parse = journal, body_of, parse
-        self._retries_failed = retries_failed
+        self._retries_failed, self._repeats = retries_failed, repeats
         self._keys: dict[int, Key] = {}  # of the prompts that are not done
         self._seen: Counter[int] = Counter()  # unnamed ones, by digest
 
@@ -172,9 +175,11 @@ class Ledger:
         digest = digest_of(path_of(prompt), self._body_of(prompt))
         if isinstance(prompt, Task) and prompt.custom_id is not None:
             return Key(prompt.custom_id, digest)
-        number = int(digest, 16)
-        self._seen[number] += 1
-        return Key(nth_name(digest, self._seen[number]), digest)
+        number, count = number_of(digest), 1
+        if self._repeats is None or number in self._repeats:
+            self._seen[number] += 1
+            count = self._seen[number]
+        return Key(digest if count == 1 else f"{digest}-{count}", digest)
 
     def _parses(self, result: ChatResult) -> bool:
         """Put ``parse``'s value into a result from the journal; False if it refuses the text now."""
@@ -185,11 +190,6 @@ class Ledger:
         except ValueError:
             return False
         return True
-
-
-def nth_name(digest: str, count: int) -> str:
-    """Return the custom_id of the ``count``-th request that is not named otherwise and has this digest."""
-    return digest if count == 1 else f"{digest}-{count}"
 
 
 def index(reader: Any, path: str) -> tuple[dict[int, int], int]:
@@ -204,7 +204,7 @@ def index(reader: Any, path: str) -> tuple[dict[int, int], int]:
                 break
             raise JournalError(f"{path} is no journal: line {number} was not written by chatpool; it was left as it is")
         custom_id, is_good = told
-        found[_number(custom_id)] = end << 1 | is_good
+        found[number_of(custom_id)] = end << 1 | is_good
         end += len(line)
     return found, end
 
@@ -217,8 +217,9 @@ def _is_torn(line: bytes) -> bool:
     return is_ours and not line.endswith(b"\n") and (parse_line(line) is not None or not is_json(line))
 
 
-def _number(custom_id: str) -> int:
-    return int.from_bytes(blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+def number_of(name: str) -> int:
+    """Return 64 bits that stand for a name."""
+    return int.from_bytes(blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 def _open(path: str) -> int:

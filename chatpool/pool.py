@@ -5,22 +5,17 @@ from __future__ import annotations
 import math
 import os
 import threading
-import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Callable, TypeVar
 
-from ._call import unsent
 from ._engine import Engine
-from ._limits import PLACES
-from ._messages import Prompt, build_body, check_prompt, check_prompts
-from ._progress import Progress
-from ._runs import FutureRun, Indexed, Run
+from ._maps import Mapper
+from ._messages import Prompt, check_prompt, check_prompts
+from ._runs import FutureRun, Run
 from ._settings import (
     DEFAULT_MAX_TRIES,
     DEFAULT_MAX_WAIT,
@@ -36,17 +31,12 @@ from ._settings import (
     make_settings,
 )
 from ._version import __version__
-from .errors import ConfigurationError, NotSentError, PoolClosedError
-from .journal import Journal, Ledger, PathLike
+from .errors import ConfigurationError, PoolClosedError
+from .journal import PathLike
 from .results import LOST_PARSE, Answers, ChatResult
 
 if TYPE_CHECKING:
     from requests import Session
-
-_READ_AHEAD = 4  # prompts that imap takes in ahead of its consumer, for each worker
-_TICK = 0.1  # seconds between two looks at the bar
-_NOTABLE = 0.1  # share of the workers' time spent waiting, from which on a limit is named
-_LONG_TICK = 0.5  # seconds; on Windows an untimed wait could not be interrupted
 
 _Parse = Callable[[str], Any]
 _Params = Mapping[str, Any]
@@ -154,7 +144,7 @@ class ChatPool:
         items = list(enumerate(prompts))
         for index, prompt in items:
             check_prompt(prompt, index)
-        return self._map(items, self._make_run(Run, params, parse, deadline), progress, journal)
+        return self._mapper(params, parse, deadline, progress, journal).map(items)
 
     def imap(
         self,
@@ -173,7 +163,7 @@ class ChatPool:
         what is under way. See ``map`` for the rest.
         """
         check_prompts(prompts)
-        return self._stream(prompts, self._make_run(Run, params, parse, deadline), progress, journal, in_order=True)
+        return self._mapper(params, parse, deadline, progress, journal).stream(prompts, in_order=True)
 
     def imap_unordered(
         self,
@@ -187,7 +177,7 @@ class ChatPool:
     ) -> Iterator[ChatResult]:
         """Yield the results as they come in; ``ChatResult.index`` tells whose each is. Otherwise like ``imap``."""
         check_prompts(prompts)
-        return self._stream(prompts, self._make_run(Run, params, parse, deadline), progress, journal, in_order=False)
+        return self._mapper(params, parse, deadline, progress, journal).stream(prompts, in_order=False)
 
     def submit(
         self, prompt: Prompt, *, params: _Params | None = None, parse: _Parse | None = None
@@ -219,9 +209,8 @@ class ChatPool:
         if answers.parse == LOST_PARSE:
             raise ConfigurationError("these answers were pickled without their parse; set answers.parse, then retry")
         items = [(result.index, result.prompt) for result in answers.results]
-        engine, run = self._make_run(Run, answers.params, answers.parse, None)
-        run.results.update((result.index, result) for result in answers.results if result.ok)
-        again = self._map(items, (engine, run), None, answers.journal)
+        known = {result.index: result for result in answers.results if result.ok}
+        again = self._mapper(answers.params, answers.parse, None, None, answers.journal).map(items, known)
         again.wall += answers.wall
         again.waits = dict(Counter(answers.waits) + Counter(again.waits))
         return again
@@ -278,6 +267,19 @@ class ChatPool:
                     self._engines[pid] = engine
         return engine
 
+    def _mapper(
+        self,
+        params: _Params | None,
+        parse: _Parse | None,
+        deadline: float | None,
+        progress: bool | None,
+        journal: PathLike | None,
+        **how: Any,
+    ) -> Mapper:
+        engine, run = self._make_run(Run, params, parse, deadline)
+        shown = self._progress if progress is None else progress
+        return Mapper(engine, run, self._settings, progress=shown, journal=journal, **how)
+
     def _make_run(
         self, kind: type[_R], params: _Params | None, parse: _Parse | None, deadline: float | None
     ) -> tuple[Engine, _R]:
@@ -290,194 +292,6 @@ class ChatPool:
             deadline=check_deadline(deadline),
             max_time=self._settings.max_time,
         )
-
-    def _map(
-        self,
-        items: list[Indexed],
-        engine_and_run: tuple[Engine, Run],
-        progress: bool | None,
-        journal: PathLike | None,
-    ) -> Answers:
-        engine, run = engine_and_run
-        bar = self._bar(len(items), progress)
-        try:
-            with self._open_ledger(run, journal) as ledger:
-                todo = _not_done(run, items, ledger)
-                bar.update(list(run.results.values()))
-                engine.start(run, run.add(todo))
-                while len(run.results) < len(items):
-                    fresh = run.gather(len(items) - len(run.results), _TICK if bar.is_shown else _LONG_TICK)
-                    bar.update(fresh)
-                    if not fresh:
-                        engine.help(run)
-        except BaseException as error:
-            run.stop(_interrupted, cut=True)
-            error.answers = self._answers(run, items, journal)  # type: ignore[attr-defined]
-            raise
-        finally:
-            run.end()
-            bar.close()
-        return self._answers(run, items, journal)
-
-    def _stream(
-        self,
-        prompts: Iterable[Prompt],
-        engine_and_run: tuple[Engine, Run],
-        progress: bool | None,
-        journal: PathLike | None,
-        *,
-        in_order: bool,
-        retries_failed: bool = True,
-    ) -> Iterator[ChatResult]:
-        engine, run = engine_and_run
-        source = _Reader(prompts)
-        window = _READ_AHEAD * self._settings.max_workers
-        ready = run.results
-        given = 0
-        bar = self._bar(source.total, progress)
-        try:
-            with self._open_ledger(run, journal, retries_failed=retries_failed) as ledger:
-                while given < source.taken or not source.is_over:
-                    if not source.is_over and source.taken - given < window:
-                        bar.update(_feed(engine, run, source, ledger))
-                    must_wait = source.is_over or source.taken - given >= window
-                    outstanding = source.taken - given - len(ready)
-                    run.owner = threading.current_thread()
-                    fresh = run.gather(1 if must_wait and outstanding else 0, _LONG_TICK)
-                    bar.update(fresh)
-                    if must_wait and not fresh:
-                        engine.help(run)
-                    while ready and (not in_order or given in ready):
-                        index = given if in_order else next(iter(ready))
-                        yield ready[index]
-                        del ready[index]  # only now: an answer that Ctrl-C kept from the caller stays here
-                        given += 1
-            source.raise_error()
-        except GeneratorExit:
-            run.drop()
-            raise
-        except BaseException as error:
-            run.stop(_interrupted, cut=True)
-            error.answers = self._answers(run, (), journal)  # type: ignore[attr-defined]
-            raise
-        finally:
-            run.end()
-            if not run.is_inherited:
-                bar.close()
-
-    @contextmanager
-    def _open_ledger(
-        self, run: Run, journal: PathLike | None, *, retries_failed: bool = True
-    ) -> Iterator[Ledger | None]:
-        """Have a run's finished calls written to its journal, if it has one."""
-        if journal is None:
-            yield None
-            return
-        settings = self._settings
-        body_of = partial(build_body, model=settings.model, system=settings.system, params=run.params)
-        with Journal(journal) as file:
-            ledger = Ledger(file, body_of, run.parse, retries_failed=retries_failed)
-            run.record = ledger.record
-            yield ledger
-
-    def _bar(self, total: int | None, progress: bool | None) -> Progress:
-        return Progress(total, self._progress if progress is None else progress)
-
-    def _answers(self, run: Run, items: Iterable[Indexed], journal: PathLike | None) -> Answers:
-        """Put together what a run has brought; of ``items``, what is missing was given up."""
-        run.take_done()
-        wall = time.monotonic() - run.began
-        results = run.results
-        for index, prompt in items:
-            if index not in results:
-                results[index] = unsent(index, prompt, _interrupted())
-        return Answers(
-            (results[index] for index in sorted(results)),
-            wall=wall,
-            limited_by=self._limit(run, sum(result.attempts > 0 for result in results.values()), wall),
-            waits=run.waits,
-            params=run.params,
-            parse=run.parse,
-            journal=journal,
-            resumed=run.resumed,
-        )
-
-    def _limit(self, run: Run, calls: int, wall: float) -> str:
-        """Name what held a run back: its longest wait, or the number of workers if they were busy all the time."""
-        workers = self._settings.max_workers
-        waited = sum(run.waits.values())
-        if calls > workers and waited < _NOTABLE * workers * wall:
-            return f"{PLACES}={workers}"
-        if waited > _NOTABLE * min(calls, workers) * wall:
-            return max(run.waits, key=lambda cause: run.waits[cause])
-        return "nothing"
-
-
-def _not_done(run: Run, items: list[Indexed], ledger: Ledger | None) -> list[Indexed]:
-    """Put what the journal holds into a run's results; return what is to be asked."""
-    todo = []
-    for index, prompt in items:
-        found = ledger.find(index, prompt) if ledger else None  # also for what is known: equal prompts are counted
-        if index not in run.results and found is not None:
-            run.results[index] = found
-            run.resumed.add(index)
-        elif index not in run.results:
-            todo.append((index, prompt))
-    return todo
-
-
-def _feed(engine: Engine, run: Run, source: _Reader, ledger: Ledger | None) -> list[ChatResult]:
-    """Take one prompt in; return its result if the journal holds it.
-
-    If the pool was closed meanwhile, what is under way comes first, and then the error.
-    """
-    items = source.take()
-    found = [result for item in items if ledger and (result := ledger.find(*item)) is not None]
-    run.results.update((result.index, result) for result in found)
-    try:
-        engine.start(run, run.add([] if found else items))
-    except PoolClosedError as error:
-        run.stop(_interrupted, cut=True)
-        source.end(error)
-    return found
-
-
-class _Reader:
-    """Reads the prompts of an imap one by one, and keeps an error of theirs until all before it is answered."""
-
-    def __init__(self, prompts: Iterable[Prompt]) -> None:
-        self.total = len(prompts) if isinstance(prompts, Sized) else None
-        self.taken = 0
-        self.is_over = False
-        self._prompts = iter(prompts)
-        self._error: Exception | None = None
-
-    def take(self) -> list[Indexed]:
-        """Return the next prompt with its index; nothing if there is none."""
-        try:
-            prompt = next(self._prompts)
-            check_prompt(prompt, self.taken)
-        except StopIteration:
-            self.is_over = True
-            return []
-        except Exception as error:  # noqa: BLE001 - the caller's iterable may raise anything; it gets it back
-            self.is_over, self._error = True, error
-            return []
-        self.taken += 1
-        return [(self.taken - 1, prompt)]
-
-    def end(self, error: Exception) -> None:
-        """Read no more; ``raise_error`` will raise this."""
-        self.is_over, self._error = True, error
-
-    def raise_error(self) -> None:
-        """Raise what ended the input, if that was an error."""
-        if self._error is not None:
-            raise self._error
-
-
-def _interrupted() -> NotSentError:
-    return NotSentError("given up: the run was interrupted")
 
 
 def _has_auth(session: Session | None) -> bool:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import copy
 import os
 import pickle
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ._tally import Tally
 from .errors import CallError, NotSentError
 
 # In the place of a ``parse`` that could not be pickled; not callable, so no later use of it passes unnoticed.
 LOST_PARSE: Any = "this parse could not be pickled"
-_EXAMPLE_LENGTH = 160  # characters of an error's message in the summary
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,10 @@ class Answers(list[Any]):
 
     def summary(self) -> str:
         """Say in a few lines what was answered, what failed and why, and what it took."""
-        return "\n".join(_summary(self))
+        tally = Tally()
+        for result in self.results:
+            tally.add(result, is_resumed=result.index in self.resumed)
+        return "\n".join(tally.lines(self.wall, self.limited_by, self.waits))
 
     def __getstate__(self) -> dict[str, Any]:
         """The answers travel also where ``parse`` cannot, such as a lambda; ``ChatPool.retry`` asks for it then."""
@@ -156,63 +158,3 @@ class Answers(list[Any]):
 
     def __repr__(self) -> str:
         return super().__repr__()
-
-
-def _summary(answers: Answers) -> list[str]:
-    results, answered = answers.results, [result for result in answers.results if result.ok]
-    fresh = [result for result in results if result.index not in answers.resumed]
-    pace = sum(result.ok for result in fresh) / answers.wall * 60 if answers.wall else 0.0
-    sent = sum(result.attempts for result in fresh)
-    retries = sum(max(0, result.attempts - 1) for result in fresh)
-    truncated = sum(result.finish_reason == "length" for result in answered)
-    usage = answers.usage
-    resumed = f"{len(answers.resumed):,} of the answers were in the journal already"
-    return [
-        f"{len(results):,} prompts: {len(answered):,} answered, {len(results) - len(answered):,} failed"
-        f" in {answers.wall:.1f} s ({pace:,.0f} answers a minute)",
-        *([resumed] if answers.resumed else []),
-        *_failure_lines(answers.failures),
-        f"requests: {sent:,}, of them {retries:,} retries; truncated answers: {truncated:,}",
-        f"tokens: {usage.prompt_tokens:,} in, {usage.completion_tokens:,} out, {usage.total_tokens:,} in all",
-        f"seconds an answer: {_latencies([result.elapsed for result in answered])}",
-        f"held back by: {_held_back(answers)}",
-    ]
-
-
-def _failure_lines(failures: Sequence[ChatResult]) -> list[str]:
-    """One line for each cause, the commonest first, with the first such call as the example."""
-    counts = Counter(_cause(result.error) for result in failures if result.error)
-    examples: dict[tuple[Any, ...], ChatResult] = {}
-    for result in failures:
-        if result.error:
-            examples.setdefault(_cause(result.error), result)
-    return [f"  {count:,} × {_example(examples[cause])}" for cause, count in counts.most_common()]
-
-
-def _cause(error: CallError) -> tuple[Any, ...]:
-    return type(error), error.status_code, error.code
-
-
-def _example(result: ChatResult) -> str:
-    error = result.error
-    assert error is not None
-    name = " ".join(str(word) for word in (type(error).__name__, error.status_code, error.code) if word is not None)
-    message = " ".join(str(error).split())
-    if len(message) > _EXAMPLE_LENGTH:
-        message = message[: _EXAMPLE_LENGTH - 1] + "…"
-    return f"{name}, e.g. prompt {result.index}: {message} (request id {error.request_id or 'none'})"
-
-
-def _latencies(seconds: list[float]) -> str:
-    if not seconds:
-        return "none was answered"
-    seconds = sorted(seconds)
-    median, high = (seconds[min(len(seconds) - 1, int(share * len(seconds)))] for share in (0.5, 0.95))
-    return f"median {median:.2f}, 95th percentile {high:.2f}"
-
-
-def _held_back(answers: Answers) -> str:
-    """Name the main limit, and every wait with its seconds over all calls."""
-    waits = sorted(answers.waits.items(), key=lambda item: -item[1])
-    told = ", ".join(f"{cause} {seconds:.1f} s" for cause, seconds in waits if seconds >= 0.05)
-    return answers.limited_by + (f" (waits of all calls together: {told})" if told else "")

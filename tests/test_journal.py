@@ -88,7 +88,7 @@ def test_resumed_results_are_whole(server, pool, path):
         assert getattr(after, name) == getattr(before, name), name
     assert after.attempts == 2
     assert after.elapsed == pytest.approx(before.elapsed, abs=1e-5)
-    assert "1 of the answers were in the journal already" in answers.summary()
+    assert "1 of them were in the journal already" in answers.summary()
     assert "requests: 1, of them 0 retries" in answers.summary()
 
 

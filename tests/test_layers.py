@@ -13,12 +13,14 @@ ROOMS = Path(chatpool.__file__).parent
 # Every module may import only from lines above its own.
 FLOORS = [
     ["_version", "errors"],
+    ["_tally"],
     ["results"],
     ["_messages", "_replies"],
     ["_call", "_settings", "_progress", "_lines"],
     ["_limits", "_retry", "_threads", "_transport", "journal"],
     ["_runs"],
     ["_engine"],
+    ["_maps"],
     ["pool"],
     ["__init__", "testing"],
     ["cli", "pytest_plugin"],

@@ -1,0 +1,229 @@
+"""One map or imap, in its caller's thread: prompts go into a run, results come out, by way of bar and journal."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
+from functools import partial
+
+from ._call import unsent
+from ._engine import Engine
+from ._limits import PLACES
+from ._messages import Prompt, build_body, check_prompt
+from ._progress import Progress
+from ._runs import Indexed, Run
+from ._settings import Settings
+from .errors import NotSentError, PoolClosedError
+from .journal import Journal, Ledger, PathLike
+from .results import Answers, ChatResult
+
+_READ_AHEAD = 4  # prompts that imap takes in ahead of its consumer, for each worker
+_TICK = 0.1  # seconds between two looks at the bar
+_LONG_TICK = 0.5  # seconds; on Windows an untimed wait could not be interrupted
+_NOTABLE = 0.1  # share of the workers' time spent waiting, from which on a limit is named
+
+
+class Mapper:
+    """Sends the prompts of one map, all at once or bit by bit, and brings back what comes of them.
+
+    ``repeats``: for the journal, see ``Ledger``. ``retries_failed``: whether what failed in the journal is asked anew.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        run: Run,
+        settings: Settings,
+        *,
+        progress: bool | None,
+        journal: PathLike | None = None,
+        retries_failed: bool = True,
+        repeats: frozenset[int] | None = None,
+    ) -> None:
+        self._engine, self._run, self._settings = engine, run, settings
+        self._progress, self._journal = progress, journal
+        self._retries_failed, self._repeats = retries_failed, repeats
+        self.resumed: set[int] = set()  # indexes of the results that came from the journal
+
+    def map(self, items: list[Indexed], known: dict[int, ChatResult] | None = None) -> Answers:
+        """Return the answers to all of these prompts; ``known`` ones are not asked."""
+        run = self._run
+        run.results.update(known or {})
+        bar = Progress(len(items), self._progress)
+        try:
+            with self._open_ledger() as ledger:
+                todo = self._not_done(items, ledger)
+                bar.update(list(run.results.values()))
+                self._engine.start(run, run.add(todo))
+                while len(run.results) < len(items):
+                    fresh = run.gather(len(items) - len(run.results), _TICK if bar.is_shown else _LONG_TICK)
+                    bar.update(fresh)
+                    if not fresh:
+                        self._engine.help(run)
+        except BaseException as error:
+            run.stop(_interrupted, cut=True)
+            error.answers = self._answers(items)  # type: ignore[attr-defined]
+            raise
+        finally:
+            run.end()
+            bar.close()
+        return self._answers(items)
+
+    def stream(self, prompts: Iterable[Prompt], *, in_order: bool) -> Iterator[ChatResult]:
+        """Yield the results as they come, or in the order of the prompts; read these a little ahead."""
+        run, source = self._run, _Reader(prompts)
+        window = _READ_AHEAD * self._settings.max_workers
+        ready = run.results
+        given = 0
+        bar = Progress(source.total, self._progress)
+        try:
+            with self._open_ledger() as ledger:
+                while given < source.taken or not source.is_over:
+                    if not source.is_over and source.taken - given < window:
+                        bar.update(self._feed(source, ledger))
+                    must_wait = source.is_over or source.taken - given >= window
+                    outstanding = source.taken - given - len(ready)
+                    run.owner = threading.current_thread()
+                    fresh = run.gather(1 if must_wait and outstanding else 0, _LONG_TICK)
+                    bar.update(fresh)
+                    if must_wait and not fresh:
+                        self._engine.help(run)
+                    while ready and (not in_order or given in ready):
+                        index = given if in_order else next(iter(ready))
+                        yield ready[index]
+                        del ready[index]  # only now: an answer that Ctrl-C kept from the caller stays here
+                        self.resumed.discard(index)
+                        given += 1
+            source.raise_error()
+        except GeneratorExit:
+            run.drop()
+            raise
+        except BaseException as error:
+            run.stop(_interrupted, cut=True)
+            error.answers = self._answers(())  # type: ignore[attr-defined]
+            raise
+        finally:
+            run.end()
+            if not run.is_inherited:
+                bar.close()
+
+    def limited_by(self, calls: int) -> str:
+        """Name what held the run back: its longest wait, or the number of workers if they were busy all the time."""
+        workers, waits = self._settings.max_workers, self._run.waits
+        waited, wall = sum(waits.values()), self.wall
+        if calls > workers and waited < _NOTABLE * workers * wall:
+            return f"{PLACES}={workers}"
+        if waited > _NOTABLE * min(calls, workers) * wall:
+            return max(waits, key=lambda cause: waits[cause])
+        return "nothing"
+
+    @property
+    def wall(self) -> float:
+        """Seconds since the run began."""
+        return time.monotonic() - self._run.began
+
+    @property
+    def waits(self) -> dict[str, float]:
+        """Seconds that calls waited, by cause."""
+        return dict(self._run.waits)
+
+    @contextmanager
+    def _open_ledger(self) -> Iterator[Ledger | None]:
+        """Have the run's finished calls written to its journal, if it has one."""
+        if self._journal is None:
+            yield None
+            return
+        settings, run = self._settings, self._run
+        body_of = partial(build_body, model=settings.model, system=settings.system, params=run.params)
+        with Journal(self._journal) as journal:
+            ledger = Ledger(journal, body_of, run.parse, retries_failed=self._retries_failed, repeats=self._repeats)
+            run.record = ledger.record
+            yield ledger
+
+    def _not_done(self, items: list[Indexed], ledger: Ledger | None) -> list[Indexed]:
+        """Put what the journal holds into the results; return what is to be asked."""
+        results, todo = self._run.results, []
+        for index, prompt in items:
+            found = ledger.find(index, prompt) if ledger else None  # also for what is known: equal prompts are counted
+            if index not in results and found is not None:
+                results[index] = found
+                self.resumed.add(index)
+            elif index not in results:
+                todo.append((index, prompt))
+        return todo
+
+    def _feed(self, source: _Reader, ledger: Ledger | None) -> list[ChatResult]:
+        """Take one prompt in; return its result if the journal holds it.
+
+        If the pool was closed meanwhile, what is under way comes first, and then the error.
+        """
+        run, items = self._run, source.take()
+        found = [result for item in items if ledger and (result := ledger.find(*item)) is not None]
+        for result in found:
+            run.results[result.index] = result
+            self.resumed.add(result.index)
+        try:
+            self._engine.start(run, run.add([] if found else items))
+        except PoolClosedError as error:
+            run.stop(_interrupted, cut=True)
+            source.end(error)
+        return found
+
+    def _answers(self, items: Iterable[Indexed]) -> Answers:
+        """Put together what the run has brought; of ``items``, what is missing was given up."""
+        run = self._run
+        run.take_done()
+        results = run.results
+        for index, prompt in items:
+            if index not in results:
+                results[index] = unsent(index, prompt, _interrupted())
+        return Answers(
+            (results[index] for index in sorted(results)),
+            wall=self.wall,
+            limited_by=self.limited_by(sum(result.attempts > 0 for result in results.values())),
+            waits=run.waits,
+            params=run.params,
+            parse=run.parse,
+            journal=self._journal,
+            resumed=self.resumed,
+        )
+
+
+class _Reader:
+    """Reads the prompts of an imap one by one, and keeps an error of theirs until all before it is answered."""
+
+    def __init__(self, prompts: Iterable[Prompt]) -> None:
+        self.total = len(prompts) if isinstance(prompts, Sized) else None
+        self.taken = 0
+        self.is_over = False
+        self._prompts = iter(prompts)
+        self._error: Exception | None = None
+
+    def take(self) -> list[Indexed]:
+        """Return the next prompt with its index; nothing if there is none."""
+        try:
+            prompt = next(self._prompts)
+            check_prompt(prompt, self.taken)
+        except StopIteration:
+            self.is_over = True
+            return []
+        except Exception as error:  # noqa: BLE001 - the caller's iterable may raise anything; it gets it back
+            self.is_over, self._error = True, error
+            return []
+        self.taken += 1
+        return [(self.taken - 1, prompt)]
+
+    def end(self, error: Exception) -> None:
+        """Read no more; ``raise_error`` will raise this."""
+        self.is_over, self._error = True, error
+
+    def raise_error(self) -> None:
+        """Raise what ended the input, if that was an error."""
+        if self._error is not None:
+            raise self._error
+
+
+def _interrupted() -> NotSentError:
+    return NotSentError("given up: the run was interrupted")
