@@ -11,7 +11,7 @@ from functools import partial
 from ._call import unsent
 from ._engine import Engine
 from ._limits import PLACES
-from ._messages import Prompt, build_body, check_prompt
+from ._messages import Prompt, Task, build_body, check_prompt
 from ._progress import Progress
 from ._runs import Indexed, Run
 from ._settings import Settings
@@ -71,7 +71,7 @@ class Mapper:
             bar.close()
         return self._answers(items)
 
-    def stream(self, prompts: Iterable[Prompt], *, in_order: bool) -> Iterator[ChatResult]:
+    def stream(self, prompts: Iterable[Prompt | Task], *, in_order: bool) -> Iterator[ChatResult]:
         """Yield the results as they come, or in the order of the prompts; read these a little ahead."""
         run, source = self._run, _Reader(prompts)
         window = _READ_AHEAD * self._settings.max_workers
@@ -194,7 +194,7 @@ class Mapper:
 class _Reader:
     """Reads the prompts of an imap one by one, and keeps an error of theirs until all before it is answered."""
 
-    def __init__(self, prompts: Iterable[Prompt]) -> None:
+    def __init__(self, prompts: Iterable[Prompt | Task]) -> None:
         self.total = len(prompts) if isinstance(prompts, Sized) else None
         self.taken = 0
         self.is_over = False

@@ -43,20 +43,19 @@ class Journal:
     The index holds two numbers for each custom_id, whatever the size of its answer: about 110 bytes.
     """
 
-    def __init__(self, path: PathLike) -> None:
+    def __init__(self, path: PathLike, *, is_read_only: bool = False) -> None:
         self.path = os.fspath(path)
-        self._fd = _open(self.path)
+        self._fd = _open(self.path, os.O_RDONLY if is_read_only else os.O_RDWR | os.O_APPEND | os.O_CREAT)
+        # Opened once more, because what is written moves the place where its own handle reads.
+        self._reader = os.fdopen(_open(self.path, os.O_RDONLY), "rb", buffering=2**20)
         try:
-            self._reader = open(self.path, "rb", buffering=2**20)  # noqa: SIM115 - closed with the journal
-            try:
+            if not is_read_only:
                 _lock(self._fd, self.path)
-                self._index, self._end = index(self._reader, self.path)
-                if self._end != os.fstat(self._fd).st_size:
-                    os.ftruncate(self._fd, self._end)  # the torn line of a run that was killed
-            except BaseException:
-                self._reader.close()
-                raise
+            self._index, self._end = index(self._reader, self.path)
+            if not is_read_only and self._end != os.fstat(self._fd).st_size:
+                os.ftruncate(self._fd, self._end)  # the torn line of a run that was killed
         except BaseException:
+            self._reader.close()
             os.close(self._fd)
             raise
         self._writing = threading.Lock()
@@ -141,7 +140,7 @@ class Ledger:
 
     def __init__(
         self,
-        journal: Journal,
+        journal: Journal | None,
         body_of: Callable[[Any], dict[str, Any]],
         parse: Parse | None,
         *,
@@ -156,7 +155,7 @@ class Ledger:
     def find(self, index: int, prompt: Any) -> ChatResult | None:
         """Return what the journal holds for the next prompt, None if it is to be asked. Ask for each once, in order."""
         key = self._keys[index] = self._key(prompt)
-        document = self._journal.find(key.custom_id)
+        document = self._journal.find(key.custom_id) if self._journal else None
         if document is None or (document["custom_id"], document["chatpool"].get("hash")) != (key.custom_id, key.digest):
             return None
         result = result_of(document, index, prompt)
@@ -168,7 +167,7 @@ class Ledger:
     def record(self, result: ChatResult) -> None:
         """Write a finished call down. What was given up is not finished."""
         key = self._keys.pop(result.index)
-        if not isinstance(result.error, (NotSentError, DeadlineError)):
+        if self._journal and not isinstance(result.error, (NotSentError, DeadlineError)):
             self._journal.append(line_of(result, key))
 
     def _key(self, prompt: Any) -> Key:
@@ -222,9 +221,9 @@ def number_of(name: str) -> int:
     return int.from_bytes(blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
-def _open(path: str) -> int:
+def _open(path: str, flags: int) -> int:
     try:
-        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
+        fd = os.open(path, flags | getattr(os, "O_BINARY", 0), 0o600)
     except OSError as error:
         raise _refuse(path, "opened", error) from None
     if not stat.S_ISREG(os.fstat(fd).st_mode):

@@ -269,11 +269,11 @@ class ChatPool:
 
     def _mapper(
         self,
-        params: _Params | None,
-        parse: _Parse | None,
-        deadline: float | None,
-        progress: bool | None,
-        journal: PathLike | None,
+        params: _Params | None = None,
+        parse: _Parse | None = None,
+        deadline: float | None = None,
+        progress: bool | None = None,
+        journal: PathLike | None = None,
         **how: Any,
     ) -> Mapper:
         engine, run = self._make_run(Run, params, parse, deadline)

@@ -23,7 +23,9 @@ FLOORS = [
     ["_maps"],
     ["pool"],
     ["__init__", "testing"],
-    ["cli", "pytest_plugin"],
+    ["_inputs", "_demo", "pytest_plugin"],
+    ["_run"],
+    ["cli"],
     ["__main__"],
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

@@ -1,0 +1,128 @@
+"""``chatpool run``: a file of prompts in, a journal or plain text out, in flat memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from contextlib import closing, nullcontext
+
+from ._inputs import Input
+from ._lines import digest_of
+from ._messages import Task, build_body, encode, estimate_tokens, path_of
+from ._tally import Tally
+from .errors import ConfigurationError, JournalError
+from .journal import Journal, Ledger
+from .pool import ChatPool
+from .results import ChatResult
+
+
+class Stopped(Exception):
+    """The run ended before it was through; the message says how to go on."""
+
+    def __init__(self, told: str, exit_code: int) -> None:
+        super().__init__(told)
+        self.exit_code = exit_code
+
+
+class Job:
+    """What is to be run, from where to where."""
+
+    def __init__(
+        self,
+        pool: ChatPool,
+        source: str,
+        output: str | None,
+        *,
+        kind: str | None = None,
+        as_text: bool = False,
+        deadline: float | None = None,
+        retries_failed: bool = True,
+    ) -> None:
+        self.pool, self.source, self.output, self.kind = pool, source, output, kind
+        self.as_text, self.deadline, self.retries_failed = as_text, deadline, retries_failed
+
+    def open(self) -> Input:
+        """Open the input, which is not to be written over."""
+        prompts = Input(self.source, self.kind)
+        if self.output is not None and prompts.is_file(self.output):
+            prompts.close()
+            raise ConfigurationError(f"{self.output} is the input; take another file for the answers")
+        return prompts
+
+    def body(self, task: Task) -> dict[str, object]:
+        """Return what would be sent."""
+        settings = self.pool._settings
+        return build_body(task, model=settings.model, system=settings.system, params=settings.params)
+
+    def digest(self, task: Task) -> str:
+        """Return what the journal knows a request by."""
+        return digest_of(path_of(task), self.body(task))
+
+
+def run(job: Job) -> int:
+    """Send everything and tell what came of it on stderr; return the exit code."""
+    tally = Tally()
+    with closing(job.open()) as prompts:
+        repeats = prompts.check(job.digest)
+        mapper = job.pool._mapper(
+            deadline=job.deadline, journal=job.output, retries_failed=job.retries_failed, repeats=repeats
+        )
+        try:
+            for result in mapper.stream(prompts, in_order=job.as_text):
+                tally.add(result, is_resumed=result.index in mapper.resumed)
+                if job.as_text:
+                    print(_one_line(result), flush=sys.stdout.isatty())
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            raise Stopped(_interrupted(job, tally, len(prompts)), 130) from None
+        except JournalError as error:
+            if not tally.prompts and not getattr(error, "answers", ()):
+                raise
+            raise Stopped(f"chatpool: {error}; {_how_to_go_on(job)}", 1) from None
+    for line in tally.lines(mapper.wall, mapper.limited_by(tally.prompts - tally.resumed), mapper.waits):
+        print(line, file=sys.stderr)
+    return 1 if tally.failed else 0
+
+
+def dry_run(job: Job) -> int:
+    """Tell on stdout what a run would take; sends nothing, writes nothing."""
+    calls = tokens = done = 0
+    with closing(job.open()) as prompts:
+        repeats = prompts.check(job.digest)
+        with _read_journal(job) as journal:
+            ledger = Ledger(journal, job.body, None, retries_failed=job.retries_failed, repeats=repeats)
+            for index, task in enumerate(prompts):
+                if ledger.find(index, task) is not None:
+                    done += 1
+                    continue
+                calls += 1
+                body = job.body(task)
+                tokens += estimate_tokens(encode(body, f"prompt {index}"), body)
+    print(f"{calls + done:,} prompts: {done:,} are done already, {calls:,} calls are to be made")
+    print(f"about {tokens:,} tokens, with the longest answers that the requests allow")
+    return 0
+
+
+def _read_journal(job: Job) -> Journal | nullcontext[None]:
+    if job.output is None or not os.path.exists(job.output):
+        return nullcontext()
+    return Journal(job.output, is_read_only=True)
+
+
+def _one_line(result: ChatResult) -> str:
+    """Return an answer as one line: line ends and backslashes escaped. An embedding is its JSON; a failure is blank."""
+    if not result.ok:
+        return ""
+    text = result.text or json.dumps(result.response)
+    return text.replace("\\", "\\\\").replace("\r", "\\r").replace("\n", "\\n")
+
+
+def _interrupted(job: Job, tally: Tally, total: int) -> str:
+    return f"interrupted: {tally.answered:,} of {total:,} prompts are answered; {_how_to_go_on(job)}"
+
+
+def _how_to_go_on(job: Job) -> str:
+    if job.output is None:
+        return "with -o OUTPUT, the next run would go on from there"
+    return "the same command again goes on from there"
