@@ -26,6 +26,7 @@ BEGINNING = b'{"id": "'
 _HEAD = re.compile(rb'\{"id": "[^"]*", "custom_id": ("(?:[^"\\]|\\.)*"), "response": ')
 _OURS = b', "chatpool": {'
 _NO_ERROR = b', "error": null'
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,7 @@ class Key:
 
 def digest_of(path: str, body: Mapping[str, Any]) -> str:
     """Return 32 hex digits for a request: the same for the same path and body, in whatever order its fields stand."""
-    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(f"{path}\n{canonical}".encode("ascii")).hexdigest()[:32]
+    return hashlib.sha256(f"{path}\n{_canonical.encode(body)}".encode("ascii")).hexdigest()[:32]
 
 
 def line_of(result: ChatResult, key: Key) -> bytes:
@@ -73,7 +73,12 @@ def glance(line: bytes) -> tuple[str, bool] | None:
     """
     ours, head = line.rfind(_OURS), _HEAD.match(line)
     if ours >= 0 and head is not None and line.endswith((b"}}\n", b"}}\r\n", b"}}")):
-        return json.loads(head[1].decode("utf-8", "replace")), line.endswith(_NO_ERROR, 0, ours)
+        name = (
+            json.loads(head[1].decode("utf-8", "replace"))
+            if b"\\" in head[1]
+            else head[1][1:-1].decode("utf-8", "replace")
+        )
+        return name, line.endswith(_NO_ERROR, 0, ours)
     document = parse_line(line)  # other tools have their own way with spaces and order
     return None if document is None else (document["custom_id"], document["error"] is None)
 

@@ -10,6 +10,7 @@ from typing import Any, Union
 Prompt = Union[str, list[dict[str, Any]], dict[str, Any]]
 
 CHAT_PATH = "/v1/chat/completions"
+_encoder = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def encode(value: Any, name: str) -> bytes:
     Escapes to ASCII, so that a lone surrogate in a prompt cannot break the request, and refuses NaN, which is no JSON.
     """
     try:
-        return json.dumps(value, allow_nan=False, separators=(",", ":")).encode("ascii")
+        return _encoder.encode(value).encode("ascii")
     except TypeError as error:
         raise TypeError(f"{name} cannot be sent as JSON: {error}") from None
     except (ValueError, RecursionError) as error:

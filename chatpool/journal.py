@@ -47,7 +47,7 @@ class Journal:
         self.path = os.fspath(path)
         self._fd = _open(self.path, os.O_RDONLY if is_read_only else os.O_RDWR | os.O_APPEND | os.O_CREAT)
         # Opened once more, because what is written moves the place where its own handle reads.
-        self._reader = os.fdopen(_open(self.path, os.O_RDONLY), "rb", buffering=2**20)
+        self._reader = os.fdopen(_open(self.path, os.O_RDONLY), "rb", buffering=2**15)
         try:
             if not is_read_only:
                 _lock(self._fd, self.path)
