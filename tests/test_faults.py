@@ -39,7 +39,7 @@ import zlib
 
 import pytest
 
-import chatpool._transport
+import chatpool._connections
 from chatpool import (
     APIConnectionError,
     APIStatusError,
@@ -219,7 +219,7 @@ def test_f08_kept_connection_closed_as_it_is_reused(server, fault):
 def test_f09_connection_idle_for_long_is_not_reused(server, pool, monkeypatch):
     """Servers drop idle connections; a new one costs less than a request lost."""
     assert is_well(pool)
-    monkeypatch.setattr("chatpool._transport._MAX_IDLE", 0.0)
+    monkeypatch.setattr("chatpool._connections._MAX_IDLE", 0.0)
     assert is_well(pool)
     assert server.connections == 4
 
@@ -284,8 +284,8 @@ def test_f06_file_descriptors_exhausted():
 def test_wire_options(server, pool, monkeypatch):
     """F18: TCP keep-alive is on, from 60 s of silence on, and small packets are not held back."""
     made = []
-    connect = chatpool._transport._connect
-    monkeypatch.setattr("chatpool._transport._connect", lambda *args: made.append(connect(*args)) or made[-1])
+    connect = chatpool._connections._connect
+    monkeypatch.setattr("chatpool._connections._connect", lambda *args: made.append(connect(*args)) or made[-1])
     options = {}
 
     def look(text):

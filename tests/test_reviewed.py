@@ -360,14 +360,14 @@ def test_answers_with_a_lambda_pickle_without_it(server, pool):
 
 def test_cut_after_the_last_byte_leaves_the_connection_alone(server, monkeypatch):
     """Once a connection is back in its pool, it belongs to the next call, and a late cut must not hit it."""
-    import chatpool._transport as module
+    import chatpool._connections as module
 
     seen = []
     put = module._HTTPPool._put_conn
 
     def check(self, connection):
         put(self, connection)
-        seen.append(module._present.call._socket)
+        seen.append(module.present.call._socket)
 
     monkeypatch.setattr(module._HTTPPool, "_put_conn", check)
     with ChatPool(1, base_url=server.url) as pool:

@@ -1,0 +1,213 @@
+"""Sockets that can be cut, the pools that keep them, and the adapter that puts both under a requests Session."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+import time
+from http.client import HTTPResponse, RemoteDisconnected, parse_headers
+from typing import Any
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+from ._call import Call
+
+_MAX_IDLE = 4.0  # seconds; servers drop an idle connection after 5 (uvicorn, Node.js) or later
+_MAX_INTERIM = 100  # interim replies before the real one
+
+# Long calls send nothing for minutes, and a NAT forgets a silent connection: AWS's after 350 s, GCP's after 120 s.
+_KEEP_ALIVE = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)] + [
+    (socket.IPPROTO_TCP, getattr(socket, option), value)
+    for option, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 60), ("TCP_KEEPCNT", 5))
+    if hasattr(socket, option)
+]
+
+# The call that this thread makes now: connections are made far below Session.send, but in the same thread.
+present = threading.local()
+
+
+class _Response(HTTPResponse):
+    """Skips interim replies. http.client skips only 100, and a 103 left in place would be taken for the answer,
+    and the answer then for that of the connection's next request."""
+
+    def _read_status(self) -> Any:
+        for _ in range(_MAX_INTERIM):
+            version, status, reason = super()._read_status()  # type: ignore[misc]  # not in typeshed
+            if not 102 <= status <= 199:
+                return version, status, reason
+            parse_headers(self.fp)
+        raise RemoteDisconnected("interim replies without end")
+
+
+class _Cuttable:
+    """Tells the call that uses this connection which socket to cut, and when its phases begin."""
+
+    response_class = _Response
+    sock: Any
+    served = 0  # replies so far
+    idle_since = 0.0
+    _guard: socket.socket | None = None  # a second handle on the socket while it is being connected
+
+    def connect(self) -> None:
+        call: Call | None = getattr(present, "call", None)
+        if call is None:
+            super().connect()  # type: ignore[misc]  # HTTPConnection's
+            return
+        call.set_limit("connect", present.settings.connect_timeout)
+        try:
+            super().connect()  # type: ignore[misc]
+        finally:
+            call.hold(None)
+            if self._guard is not None:
+                self._guard.close()
+        self.served = 0
+        self._begin_request(call)
+
+    def _new_conn(self) -> socket.socket:
+        """Connect as urllib3 does, but so that it can be cut, and with one limit for all of a name's addresses."""
+        call: Call | None = getattr(present, "call", None)
+        if call is None:
+            sock: socket.socket = super()._new_conn()  # type: ignore[misc]
+            return sock
+        try:
+            sock = _connect(call, self)
+        except socket.timeout as error:  # before Python 3.10 no TimeoutError
+            raise urllib3.exceptions.ConnectTimeoutError(self, "timed out") from error
+        except OSError as error:
+            raise urllib3.exceptions.NewConnectionError(self, str(error)) from error  # type: ignore[arg-type]
+        # The TLS handshake takes the socket's handle away from it; this one can still be cut.
+        self._guard = sock.dup()
+        call.hold(self._guard)
+        return sock
+
+    def putrequest(self, *args: Any, **kwargs: Any) -> None:
+        call: Call | None = getattr(present, "call", None)
+        if call is not None and self.sock is not None:
+            self._begin_request(call)
+        super().putrequest(*args, **kwargs)  # type: ignore[misc]
+
+    def getresponse(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            response = super().getresponse(*args, **kwargs)  # type: ignore[misc]
+        except (ConnectionError, ssl.SSLEOFError):  # RemoteDisconnected is a ConnectionResetError
+            self._note_stale()
+            raise
+        self.served += 1
+        return response
+
+    def send(self, data: Any) -> None:
+        try:
+            super().send(data)  # type: ignore[misc]
+        except (ConnectionError, ssl.SSLEOFError):
+            self._note_stale()
+            raise
+
+    def _begin_request(self, call: Call) -> None:
+        call.set_limit("read", present.settings.read_timeout)
+        call.hold(self.sock)
+
+    def _note_stale(self) -> None:
+        """A kept connection that dies before a byte of the reply was closed while it was idle."""
+        call: Call | None = getattr(present, "call", None)
+        if call is not None and self.served:
+            call.stale = True
+
+
+def _connect(call: Call, connection: Any) -> socket.socket:
+    """Try the addresses of a connection's host in turn."""
+    failure: OSError = socket.gaierror("the name has no address")
+    family = urllib3.util.connection.allowed_gai_family()
+    host = connection._dns_host.strip("[]")
+    found = present.look_up(call, host, connection.port, family, socket.SOCK_STREAM)
+    for kind, type_, protocol, _, address in found:
+        sock = socket.socket(kind, type_, protocol)
+        call.hold(sock)
+        try:
+            for option in connection.socket_options or ():
+                sock.setsockopt(*option)
+            # A call cut just now has no limit any more; what it connects will be cut when it is held.
+            sock.settimeout(min(max(call.limit - time.monotonic(), 1e-3), connection.timeout))
+            if connection.source_address:
+                sock.bind(connection.source_address)
+            sock.connect(address)
+        except OSError as error:
+            failure = error
+            call.hold(None)
+            sock.close()
+        else:
+            sock.settimeout(connection.timeout)
+            return sock
+    raise failure
+
+
+class _HTTPConnection(_Cuttable, HTTPConnection):  # type: ignore[misc]  # typeshed and urllib3 differ
+    pass
+
+
+class _HTTPSConnection(_Cuttable, HTTPSConnection):  # type: ignore[misc]  # likewise
+    pass
+
+
+class _DropsIdle:
+    """Opens a new connection rather than use one that the server is about to close, or after one that it had closed."""
+
+    def _get_conn(self, timeout: float | None = None) -> Any:
+        connection = super()._get_conn(timeout)  # type: ignore[misc]  # HTTPConnectionPool's
+        if connection.idle_since:
+            call: Call | None = getattr(present, "call", None)
+            if time.monotonic() - connection.idle_since > _MAX_IDLE or (call is not None and call.wants_fresh):
+                connection.close()
+        return connection
+
+    def _put_conn(self, connection: Any) -> None:
+        if connection is not None:
+            connection.idle_since = time.monotonic()
+            call: Call | None = getattr(present, "call", None)
+            if call is not None:
+                call.hold(None)  # before another call can get this connection, and be cut with it
+                if call.severed:
+                    connection.close()
+        super()._put_conn(connection)  # type: ignore[misc]
+
+
+class _HTTPPool(_DropsIdle, HTTPConnectionPool):
+    ConnectionCls = _HTTPConnection
+
+
+class _HTTPSPool(_DropsIdle, HTTPSConnectionPool):
+    ConnectionCls = _HTTPSConnection
+
+
+class PoolAdapter(HTTPAdapter):
+    """Keeps a connection for every worker, keeps them alive, and never retries: there is one retry layer."""
+
+    def __init__(self, connections: int) -> None:
+        super().__init__(pool_connections=4, pool_maxsize=connections, max_retries=0, pool_block=False)
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, socket_options=_KEEP_ALIVE, **kwargs)
+        use_our_pools(self.poolmanager)
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
+        manager = super().proxy_manager_for(proxy, socket_options=_KEEP_ALIVE, **kwargs)
+        if not proxy.lower().startswith("socks"):  # SOCKS brings its own connections
+            use_our_pools(manager)
+        return manager
+
+    def build_response(self, request: Any, raw: Any) -> requests.Response:
+        response = super().build_response(request, raw)
+        if response.is_redirect:
+            # Session.send would read the whole body of a redirect, only to tell where it leads.
+            response.headers["x-chatpool-location"] = response.headers.pop("location")
+        return response
+
+
+def use_our_pools(manager: Any) -> None:
+    """Make a manager's connections cuttable, unless it brings its own kind of them."""
+    if manager.pool_classes_by_scheme == urllib3.poolmanager.pool_classes_by_scheme:
+        manager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
