@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 import threading
@@ -12,12 +13,15 @@ from typing import Any
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
+from requests.utils import get_encoding_from_headers
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from ._call import Call
+from ._plain import Plain, Replayed, head_of, is_open, receive, send
 
 _MAX_IDLE = 4.0  # seconds; servers drop an idle connection after 5 (uvicorn, Node.js) or later
+_MOST_FOUND = 64  # addresses of which an adapter remembers what it found
 _MAX_INTERIM = 100  # interim replies before the real one
 
 # Long calls send nothing for minutes, and a NAT forgets a silent connection: AWS's after 350 s, GCP's after 120 s.
@@ -49,6 +53,8 @@ class _Cuttable:
 
     response_class = _Response
     sock: Any
+    timeout: Any
+    close: Any
     served = 0  # replies so far
     idle_since = 0.0
     _guard: socket.socket | None = None  # a second handle on the socket while it is being connected
@@ -107,6 +113,41 @@ class _Cuttable:
             self._note_stale()
             raise
 
+    def exchange(self, call: Call, head: bytes, body: bytes) -> tuple[Plain | None, bytes]:
+        """Send a plain request and receive the reply; see ``_plain.receive``."""
+        self._begin_request(call)
+        self.sock.settimeout(self.timeout)
+        try:
+            # A server may reply before it has read the whole request, and close: what it said counts.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                send(self.sock, head, body)
+            found = receive(self.sock)
+        except (ConnectionError, ssl.SSLEOFError):
+            self._note_stale()
+            raise
+        self.served += 1
+        return found
+
+    def hand_over(self, data: bytes, pool: Any) -> Any:
+        """Have a reply that is not plain read by http.client and urllib3, from its first byte on."""
+        response = _Response(Replayed(self.sock, data), method="POST")  # type: ignore[arg-type]
+        response.begin()
+        if response.will_close:
+            self.close()
+        return urllib3.response.HTTPResponse(
+            body=response,
+            headers=urllib3.HTTPHeaderDict(response.msg.items()),
+            status=response.status,
+            version=response.version,
+            reason=response.reason,
+            preload_content=False,
+            decode_content=False,
+            original_response=response,
+            request_method="POST",
+            connection=self,  # type: ignore[arg-type]  # it is mixed into one
+            pool=pool,
+        )
+
     def _begin_request(self, call: Call) -> None:
         call.set_limit("read", present.settings.read_timeout)
         call.hold(self.sock)
@@ -153,8 +194,42 @@ class _HTTPSConnection(_Cuttable, HTTPSConnection):  # type: ignore[misc]  # lik
     pass
 
 
-class _DropsIdle:
-    """Opens a new connection rather than use one that the server is about to close, or after one that it had closed."""
+class _Pool:
+    """Opens a new connection rather than use one that the server is about to close, or after one that it had closed.
+
+    Takes plain requests to itself, see ``_plain``.
+    """
+
+    proxy: Any
+
+    def urlopen(self, method: str, url: str, body: Any = None, headers: Any = None, *args: Any, **how: Any) -> Any:
+        call: Call | None = getattr(present, "call", None)
+        is_plain = call is not None and self.proxy is None and isinstance(body, bytes) and is_open()
+        head = head_of(method, url, headers) if is_plain else None
+        if call is None or head is None:
+            return super().urlopen(method, url, body, headers, *args, **how)  # type: ignore[misc]
+        connection = self._get_conn()
+        try:
+            return self._exchange(connection, call, head, body)
+        except BaseException:
+            connection.close()
+            self._put_conn(None)
+            raise
+
+    def _exchange(self, connection: Any, call: Call, head: bytes, body: bytes) -> Any:
+        """Send a plain request and read its reply."""
+        connection.timeout = present.settings.connect_timeout
+        self._validate_conn(connection)  # type: ignore[attr-defined]
+        if connection.sock is None:
+            connection.connect()
+        connection.timeout = present.settings.read_timeout
+        reply, rest = connection.exchange(call, head, body)
+        if reply is None:
+            return connection.hand_over(rest, self)
+        if rest or not reply.keeps_alive:  # bytes that nobody asked for would be taken for the next reply
+            connection.close()
+        self._put_conn(connection)
+        return reply
 
     def _get_conn(self, timeout: float | None = None) -> Any:
         connection = super()._get_conn(timeout)  # type: ignore[misc]  # HTTPConnectionPool's
@@ -175,11 +250,11 @@ class _DropsIdle:
         super()._put_conn(connection)  # type: ignore[misc]
 
 
-class _HTTPPool(_DropsIdle, HTTPConnectionPool):
+class _HTTPPool(_Pool, HTTPConnectionPool):
     ConnectionCls = _HTTPConnection
 
 
-class _HTTPSPool(_DropsIdle, HTTPSConnectionPool):
+class _HTTPSPool(_Pool, HTTPSConnectionPool):
     ConnectionCls = _HTTPSConnection
 
 
@@ -187,6 +262,8 @@ class PoolAdapter(HTTPAdapter):
     """Keeps a connection for every worker, keeps them alive, and never retries: there is one retry layer."""
 
     def __init__(self, connections: int) -> None:
+        self._found: dict[Any, Any] = {}  # pools, by what was asked for
+        self._targets: dict[str, str] = {}
         super().__init__(pool_connections=4, pool_maxsize=connections, max_retries=0, pool_block=False)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
@@ -199,12 +276,55 @@ class PoolAdapter(HTTPAdapter):
             use_our_pools(manager)
         return manager
 
+    def close(self) -> None:
+        for pool in list(self._found.values()):
+            pool.close()
+        self._found.clear()
+        super().close()
+
+    def get_connection_with_tls_context(self, request: Any, verify: Any, proxies: Any = None, cert: Any = None) -> Any:
+        """Find the pool for an address once; requests would take its address apart for each call."""
+        if proxies:
+            return super().get_connection_with_tls_context(request, verify, proxies, cert)
+        asked = (request.url, verify, cert if isinstance(cert, str) or cert is None else tuple(cert))
+        pool = self._found.get(asked)
+        if pool is None or pool.pool is None:  # closed
+            if len(self._found) >= _MOST_FOUND:
+                self._found.clear()
+            pool = self._found[asked] = super().get_connection_with_tls_context(request, verify, proxies, cert)
+        return pool
+
+    def request_url(self, request: Any, proxies: Any) -> str:
+        """Likewise, what follows the host in an address."""
+        if proxies:
+            return super().request_url(request, proxies)
+        target = self._targets.get(request.url)
+        if target is None:
+            if len(self._targets) >= _MOST_FOUND:
+                self._targets.clear()
+            target = self._targets[request.url] = super().request_url(request, proxies)
+        return target
+
     def build_response(self, request: Any, raw: Any) -> requests.Response:
-        response = super().build_response(request, raw)
+        response = _whole_response(self, request, raw) if isinstance(raw, Plain) else None
+        if response is None:
+            response = super().build_response(request, raw)
         if response.is_redirect:
             # Session.send would read the whole body of a redirect, only to tell where it leads.
             response.headers["x-chatpool-location"] = response.headers.pop("location")
         return response
+
+
+def _whole_response(adapter: HTTPAdapter, request: Any, raw: Plain) -> requests.Response:
+    """Build what HTTPAdapter.build_response does, of a body that is there already."""
+    response = requests.Response()
+    response.status_code, response.reason, response.headers = raw.status, raw.reason, raw.headers
+    response.encoding = get_encoding_from_headers(response.headers)
+    response.raw, response.request, response.url = raw, request, request.url
+    response.connection = adapter
+    response._content = raw.whole_body
+    response._content_consumed = True  # type: ignore[attr-defined]  # not in typeshed
+    return response
 
 
 def use_our_pools(manager: Any) -> None:

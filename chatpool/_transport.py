@@ -145,8 +145,10 @@ class Transport:
         headers = {"Accept": "application/json", "Accept-Encoding": "identity", "Content-Type": "application/json"}
         if self._is_own:
             headers["User-Agent"] = self._user_agent
+        url = settings.url_for(path)
+        headers["Host"] = urlsplit(url).netloc.rpartition("@")[2]
         auth = None if self.session.auth and not settings.api_key else _Bearer(settings.api_key)
-        request = requests.Request("POST", settings.url_for(path), headers={**headers, **settings.headers}, auth=auth)
+        request = requests.Request("POST", url, headers={**headers, **settings.headers}, auth=auth)
         try:
             return self.session.prepare_request(request)
         except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:

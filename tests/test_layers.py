@@ -17,7 +17,8 @@ FLOORS = [
     ["results"],
     ["_messages", "_replies"],
     ["_call", "_settings", "_progress", "_lines"],
-    ["_limits", "_retry", "_threads", "_connections", "_failures", "journal"],
+    ["_limits", "_retry", "_threads", "_plain", "_failures", "journal"],
+    ["_connections"],
     ["_transport"],
     ["_runs"],
     ["_engine"],
@@ -30,7 +31,7 @@ FLOORS = [
     ["__main__"],
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
-WIRE = {"_transport", "_connections", "_failures"}
+WIRE = {"_transport", "_connections", "_plain", "_failures"}
 HOMES = {"requests": WIRE, "urllib3": WIRE, "backoff": {"_retry"}, "tqdm": {"_progress"}}
 MODULES = sorted(path.stem for path in ROOMS.glob("*.py"))
 
