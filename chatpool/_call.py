@@ -11,6 +11,7 @@ from typing import Any, Callable
 
 from ._messages import CHAT_PATH
 from ._replies import Completion
+from ._turns import away
 from .errors import APITimeoutError, CallError, DeadlineError
 from .results import ChatResult, Usage
 
@@ -200,7 +201,8 @@ class Call:
         began = time.monotonic()
         limit = min(seconds, self.ends - began)
         if limit > 0 and self.stopped is None:
-            self.bell.wait(limit)
+            with away():
+                self.bell.wait(limit)
             self.waits[cause] = self.waits.get(cause, 0.0) + time.monotonic() - began
 
     def pause(self, cause: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import socket
 import ssl
 import threading
@@ -19,6 +20,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from ._call import Call
 from ._plain import Plain, Replayed, head_of, is_open, receive, send
+from ._turns import away, give, recv
 
 _MAX_IDLE = 4.0  # seconds; servers drop an idle connection after 5 (uvicorn, Node.js) or later
 _MOST_FOUND = 64  # addresses of which an adapter remembers what it found
@@ -66,7 +68,8 @@ class _Cuttable:
             return
         call.set_limit("connect", present.settings.connect_timeout)
         try:
-            super().connect()  # type: ignore[misc]
+            with away():
+                super().connect()  # type: ignore[misc]
         finally:
             call.hold(None)
             if self._guard is not None:
@@ -121,7 +124,7 @@ class _Cuttable:
             # A server may reply before it has read the whole request, and close: what it said counts.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 send(self.sock, head, body)
-            found = receive(self.sock)
+            found = receive(functools.partial(recv, self.sock))
         except (ConnectionError, ssl.SSLEOFError):
             self._note_stale()
             raise
@@ -207,6 +210,7 @@ class _Pool:
         is_plain = call is not None and self.proxy is None and isinstance(body, bytes) and is_open()
         head = head_of(method, url, headers) if is_plain else None
         if call is None or head is None:
+            give()
             return super().urlopen(method, url, body, headers, *args, **how)  # type: ignore[misc]
         connection = self._get_conn()
         try:
@@ -225,6 +229,7 @@ class _Pool:
         connection.timeout = present.settings.read_timeout
         reply, rest = connection.exchange(call, head, body)
         if reply is None:
+            give()
             return connection.hand_over(rest, self)
         if rest or not reply.keeps_alive:  # bytes that nobody asked for would be taken for the next reply
             connection.close()

@@ -24,6 +24,7 @@ from ._runs import FutureRun, Run
 from ._settings import Settings
 from ._threads import Resolver, Watch, Workers, in_worker
 from ._transport import Transport, abandoned
+from ._turns import away
 from .errors import (
     APIConnectionError,
     CallError,
@@ -221,7 +222,11 @@ class Engine:
         assert call.completion is not None
         text = call.completion.text
         try:
-            call.value = text if call.parse is None else call.parse(text)
+            if call.parse is None:
+                call.value = text
+            else:
+                with away():
+                    call.value = call.parse(text)
         except ValueError as refusal:
             name = type(refusal).__name__
             return ParseError(f"parse refused the answer: {name}: {self._transport.redact(str(refusal))}", code=name)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 from ._call import unsent
 from ._engine import Engine
@@ -16,8 +17,10 @@ from ._progress import Progress
 from ._runs import Indexed, Run
 from ._settings import Settings
 from .errors import NotSentError, PoolClosedError
-from .journal import Journal, Ledger, PathLike
 from .results import Answers, ChatResult
+
+if TYPE_CHECKING:
+    from .journal import Ledger, PathLike
 
 _READ_AHEAD = 4  # prompts that imap takes in ahead of its consumer, for each worker
 _TICK = 0.1  # seconds between two looks at the bar
@@ -135,6 +138,8 @@ class Mapper:
         if self._journal is None:
             yield None
             return
+        from .journal import Journal, Ledger  # noqa: PLC0415 - few runs keep one
+
         settings, run = self._settings, self._run
         body_of = partial(build_body, model=settings.model, system=settings.system, params=run.params)
         with Journal(self._journal) as journal:

@@ -13,18 +13,22 @@ import re
 from collections.abc import Mapping
 from http.client import HTTPConnection, RemoteDisconnected
 from types import FunctionType
-from typing import Any
+from typing import Any, Callable
 
 import urllib3
 from requests.structures import CaseInsensitiveDict
 from urllib3.connectionpool import HTTPConnectionPool
+
+from ._turns import away
 
 _LARGEST = 2**20  # bytes of a plain body
 _LARGEST_HEAD = 2**16
 _PIECE = 2**16  # bytes received at a time
 _ONE_SEND = 2**16  # bytes up to which a body is sent together with the head
 _HEAD = re.compile(rb"HTTP/1\.1 ([2-9]\d\d)(?: ([^\r\n]*))?\r\n((?:[!#-'*+\-.^-z|~0-9A-Z]+:[^\r\n]*\r\n)+)\r\n")
-_NOT_PLAIN = frozenset({"transfer-encoding", "content-encoding", "upgrade"})
+_NOT_PLAIN = re.compile(rb"^(?:transfer-encoding|content-encoding|upgrade):", re.IGNORECASE | re.MULTILINE)
+_LENGTH = re.compile(rb"^content-length:[ \t]*([^\r]*)", re.IGNORECASE | re.MULTILINE)
+_CLOSES = re.compile(rb"^connection:[^\r]*close", re.IGNORECASE | re.MULTILINE)
 _BODILESS = (204, 304)
 
 # Who wants to see every request of a process patches these: Sentry the first two, OpenTelemetry the third.
@@ -58,7 +62,8 @@ def send(sock: Any, head: bytes, body: bytes) -> None:
     """Send a request."""
     if len(body) <= _ONE_SEND:
         sock.sendall(head + body)
-    else:
+        return
+    with away():  # it may fill the socket's buffer, and wait
         sock.sendall(head)
         sock.sendall(body)
 
@@ -68,14 +73,10 @@ class Plain:
 
     version = 11
 
-    def __init__(self, status: int, reason: str, headers: CaseInsensitiveDict[str], body: bytes) -> None:
-        self.status, self.reason, self.headers, self.whole_body = status, reason, headers, body
+    def __init__(self, status: int, reason: str, block: bytes, body: bytes) -> None:
+        self.status, self.reason, self.headers, self.whole_body = status, reason, _headers(block), body
+        self.keeps_alive = _CLOSES.search(block) is None  # the connection may be used again
         self._rest = io.BytesIO(body)
-
-    @property
-    def keeps_alive(self) -> bool:
-        """Whether the connection may be used again."""
-        return "close" not in self.headers.get("connection", "").lower()
 
     def read(self, amt: int | None = None, **_: Any) -> bytes:
         """Read the body, as from urllib3's response."""
@@ -88,48 +89,48 @@ class Plain:
         """The connection is back in its pool already."""
 
 
-def receive(sock: Any) -> tuple[Plain | None, bytes]:
-    """Receive a reply. Returns it, or None if it is not plain; and the bytes beyond it, or all that was received.
+def receive(recv: Callable[[int], bytes]) -> tuple[Plain | None, bytes]:
+    """Receive a reply, by a socket's ``recv``; raise RemoteDisconnected, as http.client does, if there is none at all.
 
-    Raises RemoteDisconnected, as http.client does, if there was none at all.
+    Returns the reply and the bytes beyond it; if it is not plain, None and all that was received.
     """
-    data = sock.recv(_PIECE)
+    data = recv(_PIECE)
     if not data:
         raise RemoteDisconnected("Remote end closed connection without response")
-    while b"\r\n\r\n" not in data and len(data) < _LARGEST_HEAD and (more := sock.recv(_PIECE)):
+    while b"\r\n\r\n" not in data and len(data) < _LARGEST_HEAD and (more := recv(_PIECE)):
         data += more
     found = _HEAD.match(data)
-    headers = _headers(found[3]) if found else None
-    length = _length(headers) if headers is not None else None
-    if found is None or headers is None or length is None or int(found[1]) in _BODILESS:
+    length = _length(found[3]) if found else None
+    if found is None or length is None or int(found[1]) in _BODILESS:
         return None, data
     end = found.end() + length
     pieces, missing = [data], end - len(data)
-    while missing > 0 and (more := sock.recv(min(missing, _PIECE))):
+    while missing > 0 and (more := recv(min(missing, _PIECE))):
         pieces.append(more)
         missing -= len(more)
     data = b"".join(pieces)
     if missing > 0:
         return None, data
-    reply = Plain(int(found[1]), (found[2] or b"").decode("latin-1"), headers, data[found.end() : end])
+    reply = Plain(int(found[1]), (found[2] or b"").decode("latin-1"), found[3], data[found.end() : end])
     return reply, data[end:]
 
 
 def _headers(block: bytes) -> CaseInsensitiveDict[str]:
-    headers: CaseInsensitiveDict[str] = CaseInsensitiveDict()
-    for line in block.decode("latin-1").split("\r\n")[:-1]:
-        name, _, value = line.partition(":")
-        value = value.strip(" \t")
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    lines = [line.partition(":") for line in block.decode("latin-1").split("\r\n")[:-1]]
+    headers: CaseInsensitiveDict[str] = CaseInsensitiveDict((name, value.strip(" \t")) for name, _, value in lines)
+    if len(headers) < len(lines):  # some have one name
+        headers.clear()
+        for name, _, value in lines:
+            headers[name] = f"{headers[name]}, {value.strip()}" if name in headers else value.strip(" \t")
     return headers
 
 
-def _length(headers: CaseInsensitiveDict[str]) -> int | None:
+def _length(block: bytes) -> int | None:
     """Return a plain body's length; None if the body is not plain."""
-    declared = headers.get("content-length", "")
-    if any(name in headers for name in _NOT_PLAIN) or not (declared.isascii() and declared.isdecimal()):
+    lengths = _LENGTH.findall(block)
+    if len(lengths) != 1 or not 0 < len(lengths[0]) < 8 or not lengths[0].isdigit() or _NOT_PLAIN.search(block):
         return None
-    return int(declared) if len(declared) < 8 and int(declared) <= _LARGEST else None
+    return int(lengths[0]) if int(lengths[0]) <= _LARGEST else None
 
 
 class Replayed(io.RawIOBase):

@@ -60,7 +60,7 @@ class Reply:
     def request_id(self) -> str | None:
         """The server's id of the request, under whichever name it goes."""
         found = next((self.headers[name] for name in _REQUEST_ID_HEADERS if self.headers.get(name)), None)
-        return None if found is None else self.redact(found)
+        return None if found is None else self.redact(found.strip())
 
     @property
     def retry_after(self) -> float | None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 from collections.abc import Generator
 from typing import Any, Callable, TypeVar
-
-import backoff
 
 from .errors import (
     APIConnectionError,
@@ -87,7 +86,19 @@ def _waits() -> Generator[Any, TryAgain, None]:
         again = yield 0
 
 
-@backoff.on_exception(_waits, TryAgain, jitter=None, logger=None)  # type: ignore[arg-type]  # it sends, too
 def persist(attempt: Callable[[], _T]) -> _T:
     """Make attempts until one returns, raises something final, or the wait for the next one is called off."""
-    return attempt()
+    result: _T = _persistent()(attempt)
+    return result
+
+
+@functools.cache
+def _persistent() -> Callable[[Callable[[], Any]], Any]:
+    """Decorate once, at the first call: backoff imports asyncio, which would be a quarter of our import."""
+    import backoff  # noqa: PLC0415
+
+    @backoff.on_exception(_waits, TryAgain, jitter=None, logger=None)  # type: ignore[arg-type]  # it sends, too
+    def make(attempt: Callable[[], Any]) -> Any:
+        return attempt()
+
+    return make

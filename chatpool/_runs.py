@@ -17,6 +17,7 @@ from typing import Any, Callable, Protocol
 
 from ._call import PAST_DEADLINE, Call, Parse, unsent
 from ._threads import Job, in_worker
+from ._turns import away
 from .errors import CallError, DeadlineError, NotSentError
 from .results import ChatResult
 
@@ -266,7 +267,8 @@ class Run:
         with self._changed:
             if self.record is None or call not in self._under_way:
                 return
-        self.record(result)
+        with away():
+            self.record(result)
 
     def _settle(self, result: ChatResult) -> None:
         with self._changed:
@@ -339,7 +341,8 @@ class FutureRun(Run):
         self._engine.end(self)
         if not self.future.running() and not self.future.set_running_or_notify_cancel():
             return
-        if self._bug is not None:
-            self.future.set_exception(self._bug)
-        else:
-            self.future.set_result(result)
+        with away():  # while callbacks run
+            if self._bug is not None:
+                self.future.set_exception(self._bug)
+            else:
+                self.future.set_result(result)

@@ -15,6 +15,7 @@ from ipaddress import ip_address
 from typing import Any, Callable, Protocol
 
 from ._call import Bell, Call
+from ._turns import Turns
 
 Job = Callable[[], None]
 
@@ -60,6 +61,7 @@ class Workers:
         self._away = 0  # of them, those that wait
         self._waiting: dict[Call, None] = {}  # calls whose workers wait, the longest first
         self._executor = ThreadPoolExecutor(self._most, thread_name_prefix="chatpool-worker")
+        self._turns = Turns(size)
 
     def offer(self, source: Source, jobs: int) -> None:
         """Say that a source has so many jobs. Starts workers for them, as far as there may be more."""
@@ -151,12 +153,16 @@ class Workers:
         if not ticket.punch():
             return
         _role.is_worker = True
+        turn = self._turns.join()
+        turn.take()
         while (job := self._take(ticket)) is not None:
             try:
                 job()
             except BaseException:
                 _logger.critical("a callback raised", exc_info=True)
             del job  # or it would live on, with its prompt and its answer, until the next one comes
+            turn.take()  # it may have been given up for good
+        turn.give()
 
     def _take(self, ticket: _Ticket) -> Job | None:
         """Return the next job: one that can begin at once, else one that waits; None ends this worker."""

@@ -22,6 +22,7 @@ from ._call import Call
 from ._connections import PoolAdapter, present, use_our_pools
 from ._failures import WHERE, judge_failure
 from ._messages import CHAT_PATH
+from ._plain import Plain
 from ._replies import Reply
 from ._settings import Settings
 from .errors import APIConnectionError, APITimeoutError, CallError, ConfigurationError, InvalidResponseError
@@ -171,7 +172,9 @@ class Transport:
         template = self._templates.get(call.path)
         if template is None:
             template = self._templates[call.path] = self._prepare_template(call.path)
-        request = template.copy()
+        request = requests.PreparedRequest()  # its own copy() would copy a cookie jar, too
+        request.method, request.url, request.hooks = template.method, template.url, template.hooks
+        request.headers = template.headers.copy()
         request.body = call.payload
         request.headers["Content-Length"] = str(len(call.payload))
         if self._auth_each_time is not None:  # it may sign the body
@@ -181,6 +184,8 @@ class Transport:
     def _read(self, response: requests.Response) -> Reply:
         ok = response.status_code == 200
         body, shown = bytearray(), self._settings.shown_url
+        if ok and isinstance(response.raw, Plain):
+            return Reply(200, response.headers, response.content, self.redact, shown)
         try:
             for piece in _pieces(response):
                 body += piece

@@ -32,11 +32,12 @@ from ._settings import (
 )
 from ._version import __version__
 from .errors import ConfigurationError, PoolClosedError
-from .journal import PathLike
 from .results import LOST_PARSE, Answers, ChatResult
 
 if TYPE_CHECKING:
     from requests import Session
+
+    from .journal import PathLike
 
 _Parse = Callable[[str], Any]
 _Params = Mapping[str, Any]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import pickle
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -149,6 +148,8 @@ class Answers(list[Any]):
 
     def __getstate__(self) -> dict[str, Any]:
         """The answers travel also where ``parse`` cannot, such as a lambda; ``ChatPool.retry`` asks for it then."""
+        import pickle  # noqa: PLC0415 - it is loaded already where this is asked for
+
         state = dict(self.__dict__)
         try:
             pickle.dumps(self.parse)

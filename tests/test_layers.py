@@ -13,7 +13,7 @@ ROOMS = Path(chatpool.__file__).parent
 # Every module may import only from lines above its own.
 FLOORS = [
     ["_version", "errors"],
-    ["_tally"],
+    ["_tally", "_turns"],
     ["results"],
     ["_messages", "_replies"],
     ["_call", "_settings", "_progress", "_lines"],
@@ -31,7 +31,7 @@ FLOORS = [
     ["__main__"],
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
-WIRE = {"_transport", "_connections", "_plain", "_failures"}
+WIRE = {"_transport", "_connections", "_plain", "_failures", "_turns"}
 HOMES = {"requests": WIRE, "urllib3": WIRE, "backoff": {"_retry"}, "tqdm": {"_progress"}}
 MODULES = sorted(path.stem for path in ROOMS.glob("*.py"))
 
