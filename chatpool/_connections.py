@@ -263,6 +263,9 @@ class _HTTPSPool(_Pool, HTTPSConnectionPool):
     ConnectionCls = _HTTPSConnection
 
 
+_OUR_POOLS = {"http": _HTTPPool, "https": _HTTPSPool}
+
+
 class PoolAdapter(HTTPAdapter):
     """Keeps a connection for every worker, keeps them alive, and never retries: there is one retry layer."""
 
@@ -277,8 +280,8 @@ class PoolAdapter(HTTPAdapter):
 
     def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
         manager = super().proxy_manager_for(proxy, socket_options=_KEEP_ALIVE, **kwargs)
-        if not proxy.lower().startswith("socks"):  # SOCKS brings its own connections
-            use_our_pools(manager)
+        if not use_our_pools(manager):  # SOCKS brings its own connections
+            give()
         return manager
 
     def close(self) -> None:
@@ -332,7 +335,8 @@ def _whole_response(adapter: HTTPAdapter, request: Any, raw: Plain) -> requests.
     return response
 
 
-def use_our_pools(manager: Any) -> None:
-    """Make a manager's connections cuttable, unless it brings its own kind of them."""
+def use_our_pools(manager: Any) -> bool:
+    """Make a manager's connections cuttable; return False if it brings its own kind of them."""
     if manager.pool_classes_by_scheme == urllib3.poolmanager.pool_classes_by_scheme:
-        manager.pool_classes_by_scheme = {"http": _HTTPPool, "https": _HTTPSPool}
+        manager.pool_classes_by_scheme = _OUR_POOLS
+    return manager.pool_classes_by_scheme is _OUR_POOLS

@@ -47,7 +47,7 @@ def is_open() -> bool:
 
 def head_of(method: str, target: str, headers: Mapping[str, str]) -> bytes | None:
     """Return the head of a request; None if it is not plain."""
-    if "Host" not in headers or "Content-Length" not in headers:
+    if "Host" not in headers or "Content-Length" not in headers or not all(map(_is_text, headers.values())):
         return None
     lines = [f"{method} {target} HTTP/1.1", *[f"{name}: {value}" for name, value in headers.items()], "", ""]
     try:
@@ -56,6 +56,10 @@ def head_of(method: str, target: str, headers: Mapping[str, str]) -> bytes | Non
         return None
     is_whole = head.count(b"\n") == head.count(b"\r") == len(lines) - 1  # no value brings a line of its own
     return head if is_whole and target.isascii() and " " not in target else None
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def send(sock: Any, head: bytes, body: bytes) -> None:

@@ -25,6 +25,7 @@ from ._messages import CHAT_PATH
 from ._plain import Plain
 from ._replies import Reply
 from ._settings import Settings
+from ._turns import away, give
 from .errors import APIConnectionError, APITimeoutError, CallError, ConfigurationError, InvalidResponseError
 
 LookUp = Callable[..., list[Any]]  # socket.getaddrinfo, with the call before its arguments
@@ -103,6 +104,8 @@ class Transport:
         """Send the call's payload and read the whole reply; raise the CallError that says why there is none."""
         request = self._request(call)
         failure: CallError | None = None
+        if not self._is_cuttable:
+            give()  # what waits, and where, is not known
         call.set_limit("connect", self._settings.connect_timeout + self._settings.read_timeout)
         present.call, present.settings, present.look_up = call, self._settings, self._look_up
         try:
@@ -128,6 +131,7 @@ class Transport:
         """Put our adapter in place of requests' own; one of the user's making stays."""
         url = settings.chat_url
         self._adapter = PoolAdapter(settings.max_workers)
+        self._is_cuttable = True
         found = self.session.get_adapter(url)
         if type(found) in (HTTPAdapter, PoolAdapter):
             prefix = url.split("://")[0] + "://" if self._is_own else settings.shown_url
@@ -137,7 +141,9 @@ class Transport:
                 abandoned.append((found.poolmanager, found.proxy_manager))
                 vars(HTTPAdapter)["__setstate__"](found, vars(HTTPAdapter)["__getstate__"](found))
             _homes[found] = os.getpid()
-            use_our_pools(found.poolmanager)
+            self._is_cuttable = use_our_pools(found.poolmanager)
+        else:
+            self._is_cuttable = False
         if not self._is_own:
             _sharers.setdefault(self.session, set()).add((os.getpid(), id(self)))
 
@@ -146,12 +152,12 @@ class Transport:
         headers = {"Accept": "application/json", "Accept-Encoding": "identity", "Content-Type": "application/json"}
         if self._is_own:
             headers["User-Agent"] = self._user_agent
-        url = settings.url_for(path)
-        headers["Host"] = urlsplit(url).netloc.rpartition("@")[2]
         auth = None if self.session.auth and not settings.api_key else _Bearer(settings.api_key)
-        request = requests.Request("POST", url, headers={**headers, **settings.headers}, auth=auth)
+        request = requests.Request("POST", settings.url_for(path), headers={**headers, **settings.headers}, auth=auth)
         try:
-            return self.session.prepare_request(request)
+            prepared = self.session.prepare_request(request)
+            prepared.headers.setdefault("Host", urlsplit(prepared.url or "").netloc.rpartition("@")[2])
+            return prepared
         except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
             raise ConfigurationError(f"base_url or headers cannot be used: {self.redact(str(error))}") from None
 
@@ -178,7 +184,8 @@ class Transport:
         request.body = call.payload
         request.headers["Content-Length"] = str(len(call.payload))
         if self._auth_each_time is not None:  # it may sign the body
-            request.prepare_auth(self._auth_each_time, request.url or "")
+            with away():  # or fetch a token from somewhere
+                request.prepare_auth(self._auth_each_time, request.url or "")
         return request
 
     def _read(self, response: requests.Response) -> Reply:
