@@ -141,7 +141,8 @@ def test_logger_is_silent_by_default():
     assert any(isinstance(handler, logging.NullHandler) for handler in logging.getLogger("chatpool").handlers)
 
 
-def test_import_needs_neither_asyncio_of_ours_nor_tqdm():
-    """The package itself holds no asyncio, and what only a bar or the command needs is not imported."""
-    code = "import chatpool, sys; print(sorted({'tqdm', 'argparse', 'chatpool.testing', 'chatpool.cli'} & set(sys.modules)))"
+def test_import_brings_only_what_every_use_needs():
+    """What a bar, the command, the journal or the first retry need is imported when it is used."""
+    later = {"tqdm", "argparse", "backoff", "asyncio", "chatpool.journal", "chatpool.testing", "chatpool.cli"}
+    code = f"import chatpool, sys; print(sorted({later} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

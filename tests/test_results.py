@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 
 import pytest
 
@@ -89,3 +91,15 @@ def test_answers_pickle():
     copy = pickle.loads(pickle.dumps(ANSWERS))
     assert copy == ANSWERS
     assert copy.summary() == ANSWERS.summary()
+
+
+def test_results_of_a_large_map_are_small(server):
+    """Under 3 kB a result beyond its text, all that a map leaves behind included."""
+    code = (
+        "import gc, sys, tracemalloc; from chatpool import ChatPool; pool = ChatPool(8, base_url=sys.argv[1])\n"
+        "pool.map(['warm'] * 50); tracemalloc.start(); prompts = [f'p{n}' for n in range(3000)]\n"
+        "gc.collect(); before = tracemalloc.get_traced_memory()[0]; answers = pool.map(prompts)\n"
+        "gc.collect(); print((tracemalloc.get_traced_memory()[0] - before) / 3000)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, server.url], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 3000
