@@ -13,6 +13,7 @@ import time
 import warnings
 import weakref
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from ._call import Call
@@ -85,12 +86,11 @@ class Engine:
 
     def offer(self, run: Run) -> None:
         """Remember that a run has calls to take up again. The worker that brought one back looks for work next."""
-        self._workers.offer(run, 0)
+        self._workers.offer(run, 0, due=run.next_due)
 
-    def help(self, run: Run) -> None:
-        """Make a call in this thread, if all workers are taken up by ``parse``, which may wait for just this run."""
-        if self._governor.is_idle and (job := run.next_job(may_wait=False)) is not None:
-            job()
+    def busy_elsewhere(self) -> AbstractContextManager[None]:
+        """Count this thread, while it runs ``parse`` or a callback, as one that may wait for others."""
+        return self._workers.busy_elsewhere()
 
     def end(self, run: Run) -> None:
         """Forget a run."""
@@ -122,6 +122,8 @@ class Engine:
             told = f"{lost} submitted prompts were given up at exit; wait for their futures, or use 'with ChatPool()'"
             warnings.warn(told, RuntimeWarning, stacklevel=2)
         self.give_up(runs, "the interpreter is exiting")
+        if len(runs) == len(self._runs) or not self._runs:
+            self._workers.let_go()
 
     def complete(self, run: Run, call: Call) -> ChatResult | None:
         """Carry a call through its tries to its outcome.
@@ -225,7 +227,7 @@ class Engine:
             if call.parse is None:
                 call.value = text
             else:
-                with away():
+                with self.busy_elsewhere(), away():
                     call.value = call.parse(text)
         except ValueError as refusal:
             name = type(refusal).__name__

@@ -61,10 +61,8 @@ class Mapper:
                 bar.update(list(run.results.values()))
                 self._engine.start(run, run.add(todo))
                 while len(run.results) < len(items):
-                    fresh = run.gather(len(items) - len(run.results), _TICK if bar.is_shown else _LONG_TICK)
-                    bar.update(fresh)
-                    if not fresh:
-                        self._engine.help(run)
+                    bar.update(run.gather(len(items) - len(run.results), _TICK if bar.is_shown else _LONG_TICK))
+            return self._answers(items)
         except BaseException as error:
             run.stop(_interrupted, cut=True)
             error.answers = self._answers(items)  # type: ignore[attr-defined]
@@ -72,7 +70,6 @@ class Mapper:
         finally:
             run.end()
             bar.close()
-        return self._answers(items)
 
     def stream(self, prompts: Iterable[Prompt | Task], *, in_order: bool) -> Iterator[ChatResult]:
         """Yield the results as they come, or in the order of the prompts; read these a little ahead."""
@@ -89,10 +86,7 @@ class Mapper:
                     must_wait = source.is_over or source.taken - given >= window
                     outstanding = source.taken - given - len(ready)
                     run.owner = threading.current_thread()
-                    fresh = run.gather(1 if must_wait and outstanding else 0, _LONG_TICK)
-                    bar.update(fresh)
-                    if must_wait and not fresh:
-                        self._engine.help(run)
+                    bar.update(run.gather(1 if must_wait and outstanding else 0, _LONG_TICK))
                     while ready and (not in_order or given in ready):
                         index = given if in_order else next(iter(ready))
                         yield ready[index]

@@ -13,9 +13,10 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from typing import Any, Callable, Protocol
 
-from ._call import PAST_DEADLINE, Call, Parse, unsent
+from ._call import PAST_DEADLINE, Bell, Call, Parse, unsent
 from ._threads import Job, in_worker
 from ._turns import away
 from .errors import CallError, DeadlineError, NotSentError
@@ -39,6 +40,9 @@ class Completes(Protocol):
 
     def end(self, run: Run) -> None:
         """Forget a run."""
+
+    def busy_elsewhere(self) -> AbstractContextManager[None]:
+        """Count this thread, while it runs what is not ours, as one that may wait for others."""
 
 
 class Run:
@@ -75,7 +79,9 @@ class Run:
         self.results: dict[int, ChatResult] = {}  # gathered, by index, in the order they came
         self._is_cut = self._is_dropped = False
         self._inner: set[Run] = set()
-        self._changed = threading.Condition()  # guards all that follows
+        # Bare ones rather than a Condition: Ctrl-C can break into Condition's own methods and leave its lock held.
+        self._bell = Bell()  # rung when there may be what the gathering thread waits for
+        self._changed = threading.RLock()  # guards all that follows
         self._todo: deque[Indexed] = deque()
         self._parked: list[tuple[float, int, Call]] = []  # a heap: calls that wait without a thread
         self._under_way: set[Call] = set()
@@ -115,6 +121,8 @@ class Run:
                 index, prompt = self._todo.popleft()
                 call = Call(index, prompt, parse=self.parse, max_time=self._max_time, deadline=self.deadline)
                 self._under_way.add(call)
+                if self._is_dropped:  # just now, without the lock
+                    call.drop(_outer_gone())
             else:
                 return None
         # A copy each: a context can be entered by one thread only.
@@ -126,6 +134,12 @@ class Run:
             if self._is_dropped:
                 return False
             return bool(self._todo) or (bool(self._parked) and self._parked[0][0] <= time.monotonic())
+
+    @property
+    def next_due(self) -> float:
+        """When the first of the calls that wait without a thread is due."""
+        with self._changed:
+            return self._parked[0][0] if self._parked else math.inf
 
     def is_empty(self) -> bool:
         """Whether nothing waits to be handed out."""
@@ -145,13 +159,15 @@ class Run:
             self.stop(_deadline_passed, cut=True)
         elif self._is_dropped:
             self.stop(_outer_gone, cut=True)
+        self._bell.clear()
         with self._changed:
             self._wanted = wanted
-            if self._bug is None and len(self._done) < wanted:
-                self._changed.wait(min(timeout, left, threading.TIMEOUT_MAX))
-            self._wanted = math.inf
-            if self._bug is not None:
-                raise self._bug
+            must_wait = self._bug is None and len(self._done) < wanted
+        if must_wait:
+            self._bell.wait(max(0.0, min(timeout, left)))
+        self._wanted = math.inf
+        if self._bug is not None:
+            raise self._bug
         return self.take_done()
 
     def take_done(self) -> list[ChatResult]:
@@ -181,8 +197,9 @@ class Run:
             parked = {call for _, _, call in self._parked}
             self._todo.clear()
             self._parked.clear()
-        for index, prompt in todo:
-            self._settle(unsent(index, prompt, reason()))
+        if todo:
+            error = reason()  # one for all: there may be a million
+            self._settle(*(unsent(index, prompt, error) for index, prompt in todo))
         for call in under_way:
             error = reason()
             error.__cause__ = error.__cause__ or call.last_error
@@ -217,8 +234,7 @@ class Run:
         with self._changed:
             self._bug = self._bug or bug
         self.stop(lambda: NotSentError("given up because of an exception in another call"), cut=True)
-        with self._changed:
-            self._changed.notify()
+        self._bell.ring()
 
     def _make(self, call: Call) -> None:
         outer = getattr(_present, "run", None)
@@ -270,11 +286,12 @@ class Run:
         with away():
             self.record(result)
 
-    def _settle(self, result: ChatResult) -> None:
+    def _settle(self, *results: ChatResult) -> None:
         with self._changed:
-            self._done.append(result)
-            if len(self._done) >= self._wanted:
-                self._changed.notify()
+            self._done.extend(results)
+            is_enough = len(self._done) >= self._wanted
+        if is_enough:
+            self._bell.ring()
 
 
 def _deadline_passed() -> DeadlineError:
@@ -294,20 +311,20 @@ class _HelpedFuture(Future[ChatResult]):
         self.add_done_callback(_forget_run)
 
     def result(self, timeout: float | None = None) -> ChatResult:
-        self._help()
+        self._help(timeout)
         return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        self._help()
+        self._help(timeout)
         return super().exception(timeout)
 
-    def _help(self) -> None:
+    def _help(self, timeout: float | None) -> None:
         run = self._run
         if run is None:
             return
         if run.is_inherited:
             raise RuntimeError("this call belongs to the parent process; submit it anew in this one")
-        if in_worker():
+        if in_worker() and timeout is None:
             run.is_inline = True
             while (job := run.next_job(may_wait=True)) is not None:
                 job()
@@ -332,16 +349,23 @@ class FutureRun(Run):
     def next_job(self, *, may_wait: bool) -> Job | None:
         """Return the call as a job, unless it is out already or its Future was cancelled."""
         job = super().next_job(may_wait=may_wait)
-        if job is None or self.future.running() or self.future.set_running_or_notify_cancel():
+        if job is None or self._may_run():
             return job
         self._engine.end(self)
         return None
 
-    def _settle(self, result: ChatResult) -> None:
+    def _may_run(self) -> bool:
+        """Let the Future run, unless it was cancelled or is settled."""
+        with self._changed:
+            future = self.future
+            return not future.done() and (future.running() or future.set_running_or_notify_cancel())
+
+    def _settle(self, *results: ChatResult) -> None:
         self._engine.end(self)
-        if not self.future.running() and not self.future.set_running_or_notify_cancel():
+        (result,) = results
+        if not self._may_run():
             return
-        with away():  # while callbacks run
+        with self._engine.busy_elsewhere(), away():  # while callbacks run
             if self._bug is not None:
                 self.future.set_exception(self._bug)
             else:

@@ -3,6 +3,7 @@ starts threads."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import math
@@ -10,6 +11,7 @@ import socket
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
 from typing import Any, Callable, Protocol
@@ -38,10 +40,14 @@ class Source(Protocol):
     def is_empty(self) -> bool:
         """Whether there is no job at all, until the source is offered again."""
 
+    @property
+    def parse(self) -> Callable[[str], Any] | None:
+        """What its jobs give their answers to, if anything."""
+
 
 def in_worker() -> bool:
     """Whether this thread is a worker of any pool. One that waits for other workers might wait for ever."""
-    return getattr(_role, "is_worker", False)
+    return getattr(_role, "crew", None) is not None
 
 
 class Workers:
@@ -49,6 +55,9 @@ class Workers:
 
     At most ``size`` are at work. Those that only wait for their call's next try are stood in for by others, up to
     twice the size; from there on a call that waits must give its thread up, and is taken up again later.
+
+    While all are within ``parse`` or callbacks, each may wait for a call that it handed to some thread or future. Then
+    one spare worker takes the jobs that have no ``parse``, and so cannot come to wait themselves.
     """
 
     def __init__(self, size: int) -> None:
@@ -59,12 +68,18 @@ class Workers:
         self._sources: OrderedDict[Source, None] = OrderedDict()  # in the order of their turns
         self._crew: set[_Ticket] = set()  # one for each worker, also for those about to be
         self._away = 0  # of them, those that wait
+        self._elsewhere = 0  # and those within parse or a callback
+        self._spare: _Ticket | None = None
         self._waiting: dict[Call, None] = {}  # calls whose workers wait, the longest first
         self._executor = ThreadPoolExecutor(self._most, thread_name_prefix="chatpool-worker")
         self._turns = Turns(size)
 
-    def offer(self, source: Source, jobs: int) -> None:
-        """Say that a source has so many jobs. Starts workers for them, as far as there may be more."""
+    def offer(self, source: Source, jobs: int, *, due: float = math.inf) -> None:
+        """Say that a source has so many jobs. Starts workers for them, as far as there may be more.
+
+        ``due``: when a call of its that waits without a thread is to be taken up. If no thread is free then, one that
+        waits for a later call must be.
+        """
         tickets: list[_Ticket] = []
         try:
             with self._lock:
@@ -74,8 +89,12 @@ class Workers:
                     self._reserve(tickets)
                 # Where no more threads may be, those that only wait have to give theirs up.
                 recalled = list(self._waiting)[: wanted - len(tickets)]
+                if due < math.inf and len(self._crew) >= self._most and self._waiting:
+                    last = max(self._waiting, key=lambda call: call.due)
+                    recalled += [last] if last.due > due and last not in recalled else []
                 for call in recalled:
                     del self._waiting[call]  # or the next job would count on the same thread
+                self._reserve_spare(tickets)
             for call in recalled:
                 call.recall()
             for ticket in tickets:
@@ -92,15 +111,33 @@ class Workers:
 
     @property
     def _active(self) -> int:
-        """Workers at work or about to be."""
-        return len(self._crew) - self._away
+        """Workers at work or about to be, but for the spare one."""
+        return len(self._crew) - self._away - (self._spare is not None)
+
+    @contextlib.contextmanager
+    def busy_elsewhere(self) -> Iterator[None]:
+        """Count this thread as one that is within ``parse`` or a callback, if it is a worker."""
+        if getattr(_role, "crew", None) is not self._crew:
+            yield
+            return
+        tickets: list[_Ticket] = []
+        with self._lock:
+            self._elsewhere += 1
+            self._reserve_spare(tickets)
+        try:
+            for ticket in tickets:
+                self._start(ticket)
+            yield
+        finally:
+            with self._lock:
+                self._elsewhere -= 1
 
     def wait(self, call: Call, cause: str, *, must_stay: bool) -> bool:
         """Wait in this thread until the call is due; meanwhile another worker may work. False: it is not to go on.
 
         Then it was stopped, or, unless it ``must_stay``, it is to be parked, because its thread is needed.
         """
-        if not in_worker():
+        if getattr(_role, "crew", None) is not self._crew:
             return call.pause(cause)
         stand_in: list[_Ticket] = []
         with self._lock:
@@ -126,6 +163,18 @@ class Workers:
         """End the threads. Waits for them, unless it is called by one of them."""
         self._executor.shutdown(wait=not in_worker())
 
+    def let_go(self) -> None:
+        """End the threads that have nothing to do, also one that Ctrl-C cut off from the executor as it started."""
+        self._executor.shutdown(wait=False)
+
+    def _reserve_spare(self, tickets: list[_Ticket]) -> None:
+        """Under the lock: count a spare worker in, if all others are busy elsewhere and there is a job for it."""
+        if self._spare is not None or not 0 < self._active <= self._elsewhere:
+            return
+        if any(source.parse is None and source.has_ready_job() for source in self._sources):
+            self._reserve(tickets)
+            self._spare = tickets[-1]
+
     def _may_grow(self) -> bool:
         """Under the lock: whether there may be one worker more."""
         return self._active < self._size and len(self._crew) < self._most
@@ -147,38 +196,48 @@ class Workers:
     def _withdraw(self, ticket: _Ticket) -> None:
         """Count a worker out again, unless it was started. The executor may have queued it, and yet have failed."""
         if not ticket.is_started and ticket.punch():
-            self._crew.discard(ticket)
+            self._leave(ticket)
+
+    def _leave(self, ticket: _Ticket) -> None:
+        self._crew.discard(ticket)
+        if self._spare is ticket:
+            self._spare = None
 
     def _work(self, ticket: _Ticket) -> None:
         if not ticket.punch():
             return
-        _role.is_worker = True
+        _role.crew = self._crew  # not self: this thread is to go when that is collected
         turn = self._turns.join()
-        turn.take()
-        while (job := self._take(ticket)) is not None:
-            try:
-                job()
-            except BaseException:
-                _logger.critical("a callback raised", exc_info=True)
-            del job  # or it would live on, with its prompt and its answer, until the next one comes
-            turn.take()  # it may have been given up for good
-        turn.give()
+        try:
+            turn.take()
+            while (job := self._take(ticket)) is not None:
+                try:
+                    job()
+                except BaseException:
+                    _logger.critical("a callback raised", exc_info=True)
+                del job  # or it would live on, with its prompt and its answer, until the next one comes
+                turn.take()  # it may have been given up for good
+        finally:
+            turn.give()
+            self._leave(ticket)
 
     def _take(self, ticket: _Ticket) -> Job | None:
         """Return the next job: one that can begin at once, else one that waits; None ends this worker."""
         with self._lock:
-            if self._active <= self._size:
+            is_spare = ticket is self._spare
+            if is_spare or self._active <= self._size:
                 for may_wait in (False, True):
                     for _ in range(len(self._sources)):
                         source = next(iter(self._sources))
-                        job = source.next_job(may_wait=may_wait)
+                        is_for_me = not is_spare or (source.parse is None and self._elsewhere >= self._active)
+                        job = source.next_job(may_wait=may_wait) if is_for_me else None
                         if source.is_empty():
                             del self._sources[source]
                         else:
                             self._sources.move_to_end(source)
                         if job is not None:
                             return job
-            self._crew.discard(ticket)
+            self._leave(ticket)
         return None
 
 
@@ -214,15 +273,14 @@ class Watch:
             self._calls.add(call)
             if not self._asleep:
                 return
-            self._asleep = False
             if self._thread is None:
                 thread = threading.Thread(target=self._run, name="chatpool-watch", daemon=True)
                 try:
                     thread.start()
                 except RuntimeError:  # no thread to be had: the next call tries again, sockets keep their own limits
-                    self._asleep = True
                     return
                 self._thread = thread
+            self._asleep = False
         self._bell.ring()
 
     def discard(self, call: Call) -> None:
@@ -273,13 +331,15 @@ class Resolver:
             return socket.getaddrinfo(host, *details)
         asked = (host, *details)
         with self._lock:
-            look_up = self._under_way.get(asked)
-            is_new = look_up is None
-            if look_up is None:
-                look_up = self._under_way[asked] = _LookUp()
+            look_up = self._under_way.get(asked) or _LookUp()
             look_up.waiting.append(call)
-        if is_new:
-            self._start(asked, look_up)
+            if asked not in self._under_way:
+                try:
+                    self._under_way[asked] = look_up
+                    self._start(asked, look_up)
+                except BaseException:  # Ctrl-C: nobody shall join a look-up that may not have begun
+                    self._under_way.pop(asked, None)
+                    raise
         while not look_up.is_over and not call.severed:
             call.bell.wait(math.inf)
         if look_up.failure is not None:
@@ -291,8 +351,9 @@ class Resolver:
     def _start(self, asked: tuple[Any, ...], look_up: _LookUp) -> None:
         try:
             threading.Thread(target=self._run, args=(asked, look_up), name="chatpool-lookup", daemon=True).start()
-        except RuntimeError:  # no thread to be had
-            self._run(asked, look_up)
+        except RuntimeError as failure:  # no thread to be had
+            look_up.failure, look_up.is_over = OSError(f"the name cannot be looked up: {failure}"), True
+            del self._under_way[asked]
 
     def _run(self, asked: tuple[Any, ...], look_up: _LookUp) -> None:
         try:
@@ -301,7 +362,8 @@ class Resolver:
             look_up.failure = failure
         with self._lock:
             look_up.is_over = True
-            del self._under_way[asked]
+            if self._under_way.get(asked) is look_up:
+                del self._under_way[asked]
         for call in look_up.waiting:
             call.bell.ring()
 

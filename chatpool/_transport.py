@@ -42,8 +42,9 @@ abandoned: list[object] = []
 # In which process adapters of users' making were put to use. One that comes from elsewhere may hold connections which
 # another process uses, too.
 _homes: weakref.WeakKeyDictionary[HTTPAdapter, int] = weakref.WeakKeyDictionary()
-# The transports that send through a Session of the user's, each with its process.
-_sharers: weakref.WeakKeyDictionary[requests.Session, set[tuple[int, int]]] = weakref.WeakKeyDictionary()
+_FIRST_HOME = os.getpid()  # in which nothing can be inherited from a user of this module
+# The transports that send through a Session of the user's, each with its process and address.
+_sharers: weakref.WeakKeyDictionary[requests.Session, set[tuple[int, str, int]]] = weakref.WeakKeyDictionary()
 
 
 class _Bearer(AuthBase):
@@ -86,10 +87,10 @@ class Transport:
             self.session.close()
             return
         # Of two pools on one Session the later's adapter serves both; the last to leave closes it.
-        sharers, me = _sharers.setdefault(self.session, set()), (os.getpid(), id(self))
+        sharers, me = _sharers.setdefault(self.session, set()), self._share
         sharers.discard(me)
         mounted = self.session.get_adapter(self._settings.chat_url)
-        is_last = all(pid != os.getpid() for pid, _ in list(sharers))
+        is_last = all(share[:2] != me[:2] for share in list(sharers))
         for adapter in (self._adapter, mounted):
             if isinstance(adapter, PoolAdapter) and (is_last or adapter is not mounted):
                 adapter.close()
@@ -138,14 +139,16 @@ class Transport:
             self.session.mount(prefix, self._adapter)
         elif isinstance(found, HTTPAdapter):
             if _homes.get(found) != os.getpid() and (len(found.poolmanager.pools) or found.proxy_manager):
-                abandoned.append((found.poolmanager, found.proxy_manager))
+                if os.getpid() != _FIRST_HOME:
+                    abandoned.append((found.poolmanager, found.proxy_manager))
                 vars(HTTPAdapter)["__setstate__"](found, vars(HTTPAdapter)["__getstate__"](found))
             _homes[found] = os.getpid()
             self._is_cuttable = use_our_pools(found.poolmanager)
         else:
             self._is_cuttable = False
         if not self._is_own:
-            _sharers.setdefault(self.session, set()).add((os.getpid(), id(self)))
+            self._share = (os.getpid(), settings.shown_url, id(self))
+            _sharers.setdefault(self.session, set()).add(self._share)
 
     def _prepare_template(self, path: str) -> requests.PreparedRequest:
         settings = self._settings

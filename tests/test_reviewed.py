@@ -8,12 +8,13 @@ import pickle
 import threading
 import time
 import weakref
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 
 import pytest
 import requests
 
 from chatpool import (
+    APITimeoutError,
     AuthenticationError,
     BadRequestError,
     ChatPool,
@@ -383,3 +384,127 @@ def test_watch_keeps_no_finished_call_alive(server):
     gone = weakref.ref(pool._engine())
     del pool
     assert wait_until(lambda: gone() is None)
+
+
+WAYS_TO_WAIT = {
+    "future": lambda pool, text: pool.submit(text).result().value,
+    "future, in time": lambda pool, text: pool.submit(text).result(20).value,
+    "as_completed": lambda pool, text: next(as_completed([pool.submit(text)])).result().value,
+    "wait": lambda pool, text: wait([pool.submit(text)]).done.pop().result().value,
+    "map in a thread": lambda pool, text: in_thread(lambda: pool.map([text])[0]),
+    "submit in a thread": lambda pool, text: in_thread(lambda: pool.submit(text).result().value),
+}
+
+
+def in_thread(work):
+    with ThreadPoolExecutor(1) as helper:
+        return helper.submit(work).result()
+
+
+@pytest.mark.parametrize("way", WAYS_TO_WAIT)
+@pytest.mark.parametrize("is_busy", [False, True], ids=["idle", "beside others"])
+def test_parse_may_wait_for_the_pool_in_any_way(server, way, is_busy):
+    """All workers are within parse and wait for calls that need workers: a spare one makes them."""
+    stop = threading.Event()
+    with ChatPool(2, base_url=server.url) as pool:
+
+        def keep_asking():
+            while not stop.is_set():
+                pool.ask("other")
+
+        thread = threading.Thread(target=keep_asking)
+        if is_busy:
+            thread.start()
+        try:
+            answers = pool.map(["a"] * 6, parse=lambda text: WAYS_TO_WAIT[way](pool, text + "1"), deadline=20)
+        finally:
+            stop.set()
+        if is_busy:
+            thread.join()
+        assert answers == ["a1"] * 6
+        assert pool._engine()._workers._spare is None or wait_until(lambda: pool._engine()._workers._spare is None)
+
+
+def test_parse_runs_in_workers_only_and_a_deadline_holds_while_it_is_slow(pool):
+    """Whoever waits for a map makes none of its calls."""
+    threads, began = set(), time.monotonic()
+
+    def parse(text):
+        threads.add(threading.current_thread().name)
+        time.sleep(1.2)
+        return text
+
+    answers = pool.map(["a"] * 20, parse=parse, deadline=0.8)
+    assert time.monotonic() - began < 1.1
+    assert answers == [None] * 20
+    assert all(name.startswith("chatpool-worker") for name in threads)
+
+
+def test_call_that_comes_due_takes_the_thread_of_one_that_waits_longer(server):
+    """Two workers, at most three threads: a retry that is due in half a second is not kept waiting for twenty."""
+    late = Reply(status=503, headers={"retry-after": "20"})
+    for prompt in ("a", "e"):
+        server.script(prompt, late, Reply(prompt))
+    server.script("c", Reply(status=503, headers={"retry-after": "0.5"}, delay=0.2), Reply("c"))
+    server.script("d", Reply("d", delay=5))
+    with ChatPool(2, base_url=server.url) as pool:
+        began = time.monotonic()
+        for result in pool.imap_unordered(["a", "e", "c", "d"]):
+            assert result.value == "c"
+            break
+        assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize("target", ["chatpool-watch", "chatpool-lookup"])
+def test_interrupt_as_a_helping_thread_starts(server, monkeypatch, target):
+    """Ctrl-C in ask, just there: limits hold in the next call, and names are looked up."""
+    start = threading.Thread.start
+
+    def interrupted(self):
+        if self.name == target:
+            raise KeyboardInterrupt
+        start(self)
+
+    server.script("sick", Reply(fault="stall"))
+    with ChatPool(1, base_url=f"http://localhost:{server.port}/v1", timeout=(2, 0.3), max_tries=1) as pool:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                pool.ask("a")
+        with pytest.raises(APITimeoutError, match="read timeout"):
+            pool.ask("sick")
+        assert pool.ask("b") == "b"
+
+
+def test_giving_up_a_million_prompts_is_quick(server):
+    """A deadline holds with 300,000 prompts waiting: what was not sent is settled in bulk."""
+    server.script("p", Reply(fault="stall"))
+    with ChatPool(2, base_url=server.url) as pool:
+        run = pool._make_run(Run, None, None, None)[1]
+        run.add((index, "p") for index in range(300_000))
+        settled = []
+        monkey, run._settle = run._settle, lambda *results: settled.append(len(results)) or monkey(*results)
+        run.stop(lambda: DeadlineError("over"), cut=True)
+        assert settled == [300_000]
+        assert len({id(result.error) for result in run.take_done()}) == 1
+        run.end()
+
+
+def test_two_pools_with_two_addresses_on_one_session_close_their_own(server):
+    with FakeChatServer() as other, requests.Session() as session:
+        pools = [ChatPool(2, base_url=url, session=session) for url in (server.url, other.url)]
+        for pool in pools:
+            pool.map(["a"] * 4)
+        for pool in pools:
+            pool.close()
+        assert wait_until(lambda: server.open_connections == 0 and other.open_connections == 0)
+
+
+def test_futures_and_close_settle_once(server, caplog):
+    """Whether a worker or close() is first, a Future is set running and finished once."""
+    for _ in range(60):
+        pool = ChatPool(2, base_url=server.url)
+        futures = [pool.submit("a") for _ in range(8)]
+        pool.close()
+        assert all(future.done() for future in futures)
+    assert "unexpected state" not in caplog.text

@@ -87,7 +87,7 @@ def test_map_within_a_callback_works(pool):
 
     def callback(future):
         answers.extend(pool.map([future.result().value] * 3))
-        answers.append(pool.submit("b").result(0).value)
+        answers.append(pool.submit("b").result().value)
         done.set()
 
     pool.submit("a").add_done_callback(callback)
