@@ -41,6 +41,10 @@ class Source(Protocol):
         """Whether there is no job at all, until the source is offered again."""
 
     @property
+    def next_due(self) -> float:
+        """When the first of its calls that wait without a thread is due."""
+
+    @property
     def parse(self) -> Callable[[str], Any] | None:
         """What its jobs give their answers to, if anything."""
 
@@ -142,7 +146,11 @@ class Workers:
         stand_in: list[_Ticket] = []
         with self._lock:
             wanted = any(source.has_ready_job() for source in self._sources)
-            if wanted and len(self._crew) >= self._most and not must_stay:
+            if not must_stay and (
+                (wanted and len(self._crew) >= self._most)
+                # Among calls that wait, those that are due first have the threads.
+                or any(source.next_due < call.due for source in self._sources)
+            ):
                 return False
             self._away += 1
             if wanted and self._may_grow():
