@@ -125,16 +125,19 @@ class Workers:
             yield
             return
         tickets: list[_Ticket] = []
+        is_outermost = not _role.is_elsewhere
+        _role.is_elsewhere = True
         with self._lock:
-            self._elsewhere += 1
+            self._elsewhere += is_outermost
             self._reserve_spare(tickets)
         try:
             for ticket in tickets:
                 self._start(ticket)
             yield
         finally:
+            _role.is_elsewhere = not is_outermost
             with self._lock:
-                self._elsewhere -= 1
+                self._elsewhere -= is_outermost
 
     def wait(self, call: Call, cause: str, *, must_stay: bool) -> bool:
         """Wait in this thread until the call is due; meanwhile another worker may work. False: it is not to go on.
@@ -153,8 +156,10 @@ class Workers:
             ):
                 return False
             self._away += 1
+            self._elsewhere -= _role.is_elsewhere
             if wanted and self._may_grow():
                 self._reserve(stand_in)
+            self._reserve_spare(stand_in)
             call.recalled = False
             if not must_stay:
                 self._waiting[call] = None
@@ -165,6 +170,7 @@ class Workers:
         finally:
             with self._lock:
                 self._away -= 1
+                self._elsewhere += _role.is_elsewhere
                 self._waiting.pop(call, None)
 
     def close(self) -> None:
@@ -177,7 +183,7 @@ class Workers:
 
     def _reserve_spare(self, tickets: list[_Ticket]) -> None:
         """Under the lock: count a spare worker in, if all others are busy elsewhere and there is a job for it."""
-        if self._spare is not None or not 0 < self._active <= self._elsewhere:
+        if self._spare is not None or self._active > self._elsewhere or (not self._active and self._may_grow()):
             return
         if any(source.parse is None and source.has_ready_job() for source in self._sources):
             self._reserve(tickets)
@@ -214,6 +220,7 @@ class Workers:
     def _work(self, ticket: _Ticket) -> None:
         if not ticket.punch():
             return
+        _role.is_elsewhere = False
         _role.crew = self._crew  # not self: this thread is to go when that is collected
         turn = self._turns.join()
         try:

@@ -508,3 +508,14 @@ def test_futures_and_close_settle_once(server, caplog):
         pool.close()
         assert all(future.done() for future in futures)
     assert "unexpected state" not in caplog.text
+
+
+def test_workers_that_wait_within_parse_hold_up_nobody_else(server):
+    """All threads wait out a back-off within parse; a map beside them is made by the spare worker."""
+    server.script("late", Reply(status=503, headers={"retry-after": "20"}))
+    pool = ChatPool(2, base_url=server.url)
+    futures = [pool.submit("a", parse=lambda text: pool.ask("late")) for _ in range(6)]
+    assert wait_until(lambda: server.count("late") >= 3)
+    assert pool.map(["quick"] * 10, deadline=5) == ["quick"] * 10
+    assert not any(future.done() for future in futures)
+    pool.close()
