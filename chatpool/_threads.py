@@ -66,7 +66,7 @@ class Workers:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        # With the watch and a look-up: twice the size. In a small pool, too, one must be able to wait.
+        # With the spare one and the watch: twice the size. In a small pool, too, one must be able to wait.
         self._most = max(size + 1, 2 * size - 2)
         self._lock = threading.Lock()
         self._sources: OrderedDict[Source, None] = OrderedDict()  # in the order of their turns
@@ -75,7 +75,7 @@ class Workers:
         self._elsewhere = 0  # and those within parse or a callback
         self._spare: _Ticket | None = None
         self._waiting: dict[Call, None] = {}  # calls whose workers wait, the longest first
-        self._executor = ThreadPoolExecutor(self._most, thread_name_prefix="chatpool-worker")
+        self._executor = ThreadPoolExecutor(self._most + 1, thread_name_prefix="chatpool-worker")
         self._turns = Turns(size)
 
     def offer(self, source: Source, jobs: int, *, due: float = math.inf) -> None:
