@@ -57,6 +57,7 @@ class _Cuttable:
     sock: Any
     timeout: Any
     close: Any
+    shakes_hands = False
     served = 0  # replies so far
     idle_since = 0.0
     _guard: socket.socket | None = None  # a second handle on the socket while it is being connected
@@ -68,8 +69,9 @@ class _Cuttable:
             return
         call.set_limit("connect", present.settings.connect_timeout)
         try:
-            with away():
-                super().connect()  # type: ignore[misc]
+            if self.shakes_hands:
+                give()  # the handshake waits for the server
+            super().connect()  # type: ignore[misc]
         finally:
             call.hold(None)
             if self._guard is not None:
@@ -178,7 +180,8 @@ def _connect(call: Call, connection: Any) -> socket.socket:
             sock.settimeout(min(max(call.limit - time.monotonic(), 1e-3), connection.timeout))
             if connection.source_address:
                 sock.bind(connection.source_address)
-            sock.connect(address)
+            with away():
+                sock.connect(address)
         except OSError as error:
             failure = error
             call.hold(None)
@@ -194,7 +197,7 @@ class _HTTPConnection(_Cuttable, HTTPConnection):  # type: ignore[misc]  # types
 
 
 class _HTTPSConnection(_Cuttable, HTTPSConnection):  # type: ignore[misc]  # likewise
-    pass
+    shakes_hands = True
 
 
 class _Pool:

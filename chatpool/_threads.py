@@ -17,7 +17,7 @@ from ipaddress import ip_address
 from typing import Any, Callable, Protocol
 
 from ._call import Bell, Call
-from ._turns import Turns
+from ._turns import Turns, away
 
 Job = Callable[[], None]
 
@@ -356,7 +356,8 @@ class Resolver:
                     self._under_way.pop(asked, None)
                     raise
         while not look_up.is_over and not call.severed:
-            call.bell.wait(math.inf)
+            with away():
+                call.bell.wait(math.inf)
         if look_up.failure is not None:
             raise copy.copy(look_up.failure)
         if not look_up.is_over:
