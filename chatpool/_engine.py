@@ -20,7 +20,7 @@ from ._call import Call
 from ._limits import BACK_OFF, Governor
 from ._messages import CHAT_PATH, build_body, encode, estimate_tokens, path_of
 from ._replies import Reply, check_answer, read_completion, read_document
-from ._retry import TryAgain, delay_before_retry, is_fatal_for_all, is_transient, persist
+from ._retry import TryAgain, delay_before_retry, is_fatal_for_all, is_transient, load, persist
 from ._runs import FutureRun, Run
 from ._settings import Settings
 from ._threads import Resolver, Watch, Workers, in_worker
@@ -51,6 +51,7 @@ class Engine:
     """Everything of a pool that must not cross a fork. Made in each process at the first use, starts nothing itself."""
 
     def __init__(self, settings: Settings, session: Session | None, user_agent: str) -> None:
+        load()  # while there are file descriptors to import with
         self.pid = os.getpid()
         self._settings = settings
         self._governor = Governor(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import re
@@ -13,6 +14,8 @@ from typing import Any, NoReturn
 
 from .errors import APIStatusError, CallError, InvalidResponseError, QuotaExceededError, status_error
 from .results import Usage
+
+codecs.lookup("utf-8-sig")  # loads it now: at the first reply there may be no file descriptor left to open it with
 
 _EXCERPT = 500  # characters of a reply's body kept on an error
 _LONGEST_DELAY = 366 * 86400.0  # seconds; a server that asks for more than a year is not serious

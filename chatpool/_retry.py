@@ -88,13 +88,13 @@ def _waits() -> Generator[Any, TryAgain, None]:
 
 def persist(attempt: Callable[[], _T]) -> _T:
     """Make attempts until one returns, raises something final, or the wait for the next one is called off."""
-    result: _T = _persistent()(attempt)
+    result: _T = load()(attempt)
     return result
 
 
 @functools.cache
-def _persistent() -> Callable[[Callable[[], Any]], Any]:
-    """Decorate once, at the first call: backoff imports asyncio, which would be a quarter of our import."""
+def load() -> Callable[[Callable[[], Any]], Any]:
+    """Decorate once, before the first call: backoff imports asyncio, which would be a quarter of our import."""
     import backoff  # noqa: PLC0415
 
     @backoff.on_exception(_waits, TryAgain, jitter=None, logger=None)  # type: ignore[arg-type]  # it sends, too
