@@ -25,7 +25,7 @@ from ._runs import FutureRun, Run
 from ._settings import Settings
 from ._threads import Resolver, Watch, Workers, in_worker
 from ._transport import Transport, abandoned
-from ._turns import away
+from ._turns import Turns, away
 from .errors import (
     APIConnectionError,
     CallError,
@@ -65,7 +65,7 @@ class Engine:
         self._watch = Watch()
         self._runs: set[Run] = set()
         self._closed = False
-        self._finalizer = weakref.finalize(self, _release, self.pid, self._watch, self._transport)
+        self._finalizer = weakref.finalize(self, _release, self.pid, self._watch, self._workers.turns, self._transport)
         self._finalizer.atexit = False
         _engines.add(self)
 
@@ -293,12 +293,13 @@ def _not_sent(cause: CallError) -> NotSentError:
     return error
 
 
-def _release(pid: int, watch: Watch, transport: Transport) -> None:
+def _release(pid: int, watch: Watch, turns: Turns, transport: Transport) -> None:
     """Let go of what a collected engine held, in the process that made it."""
     if os.getpid() != pid:
         abandoned.append(transport)
         return
     watch.close()
+    turns.close()
     transport.close()
 
 

@@ -7,6 +7,7 @@ import contextlib
 import copy
 import logging
 import math
+import select
 import socket
 import threading
 import time
@@ -17,7 +18,7 @@ from ipaddress import ip_address
 from typing import Any, Callable, Protocol
 
 from ._call import Bell, Call
-from ._turns import Turns, away
+from ._turns import Turns, Usher, away
 
 Job = Callable[[], None]
 
@@ -76,7 +77,8 @@ class Workers:
         self._spare: _Ticket | None = None
         self._waiting: dict[Call, None] = {}  # calls whose workers wait, the longest first
         self._executor = ThreadPoolExecutor(self._most + 1, thread_name_prefix="chatpool-worker")
-        self._turns = Turns(size)
+        self.turns = Turns(size)
+        self._usher: threading.Thread | None = None
 
     def offer(self, source: Source, jobs: int, *, due: float = math.inf) -> None:
         """Say that a source has so many jobs. Starts workers for them, as far as there may be more.
@@ -87,6 +89,7 @@ class Workers:
         tickets: list[_Ticket] = []
         try:
             with self._lock:
+                self._begin_turns()
                 self._sources.setdefault(source)
                 wanted = max(0, min(jobs, self._size - self._active))
                 while len(tickets) < wanted and self._may_grow():
@@ -176,10 +179,29 @@ class Workers:
     def close(self) -> None:
         """End the threads. Waits for them, unless it is called by one of them."""
         self._executor.shutdown(wait=not in_worker())
+        self.turns.close()
+        if self._usher is not None and not in_worker():
+            self._usher.join()
 
     def let_go(self) -> None:
         """End the threads that have nothing to do, also one that Ctrl-C cut off from the executor as it started."""
         self._executor.shutdown(wait=False)
+
+    def _begin_turns(self) -> None:
+        """Under the lock: start the thread that calls the others to their turns, where they take turns."""
+        if self._usher is not None or not self.turns.are_few or not hasattr(select, "epoll"):
+            return
+        usher = None
+        try:
+            usher = Usher(self.turns)
+            thread = threading.Thread(target=usher.run, name="chatpool-usher", daemon=True)
+            thread.start()
+            self._usher, self.turns.usher = thread, usher
+        except (RuntimeError, OSError):  # no thread or no descriptor to be had: each thread polls for itself
+            pass
+        finally:
+            if usher is not None and self._usher is None:  # Ctrl-C: it may have begun
+                usher.close()
 
     def _reserve_spare(self, tickets: list[_Ticket]) -> None:
         """Under the lock: count a spare worker in, if all others are busy elsewhere and there is a job for it."""
@@ -222,7 +244,7 @@ class Workers:
             return
         _role.is_elsewhere = False
         _role.crew = self._crew  # not self: this thread is to go when that is collected
-        turn = self._turns.join()
+        turn = self.turns.join()
         try:
             turn.take()
             while (job := self._take(ticket)) is not None:

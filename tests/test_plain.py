@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import threading
 
 import pytest
 import requests
@@ -11,8 +10,7 @@ import requests
 import chatpool._connections
 from chatpool import ChatPool
 from chatpool._plain import head_of, is_open, receive
-from chatpool._turns import Turns, away
-from chatpool.testing import FakeChatServer, Raw, Reply
+from chatpool.testing import FakeChatServer, Raw
 
 BODY = b'{"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}]}'
 LENGTH = b"Content-Length: %d\r\n" % len(BODY)
@@ -117,56 +115,3 @@ def test_hooks_and_adapters_see_a_whole_response(server):
     assert response.url == response.request.url == server.url + "/chat/completions"
     assert response.raw.status == 200
     assert response.elapsed.total_seconds() > 0
-
-
-# Turns.
-
-
-def test_large_pool_runs_by_turns_and_answers_everything():
-    """Also where parse maps on the same pool, or waits for another thread that does."""
-    with FakeChatServer(latency=0.05) as server, ChatPool(300, base_url=server.url, timeout=(5, 20)) as pool:
-        prompts = [str(number) for number in range(1200)]
-        assert pool.map(prompts) == prompts
-
-        def parse(text):
-            found = []
-            thread = threading.Thread(target=lambda: found.append(pool.ask(text + "!")))
-            thread.start()
-            thread.join()
-            return found + pool.map([text + "?"])
-
-        assert pool.map(prompts[:40], parse=parse) == [[f"{text}!", f"{text}?"] for text in prompts[:40]]
-
-
-def test_server_that_drips_holds_up_nobody():
-    """No turn is kept while its thread waits, before the first byte or after."""
-    with FakeChatServer() as server:
-        server.script("sick", Reply("x" * 200, fault="drip"))
-        with ChatPool(300, base_url=server.url, timeout=(5, 1), max_tries=1) as pool:
-            answers = pool.map(["sick"] * 100 + ["well"] * 400)
-    assert [result.ok for result in answers.results] == [False] * 100 + [True] * 400
-    assert max(result.elapsed for result in answers.results[100:]) < 1
-
-
-def test_turn_is_given_up_while_away_and_taken_again():
-    turns = Turns(300)
-    turn, others = turns.join(), []
-
-    def run_too():
-        for _ in range(8):  # one of them has the same lock
-            other = turns.join()
-            other.take()
-            other.give()
-        others.append(True)
-
-    turn.take()
-    with away():
-        thread = threading.Thread(target=run_too)
-        thread.start()
-        thread.join(5)
-    assert others == [True]
-    assert turn.is_taken
-    turn.give()
-    turns_of_small_pool = Turns(20).join()
-    turns_of_small_pool.take()
-    assert not turns_of_small_pool.is_taken
