@@ -29,9 +29,10 @@ from .errors import (
     PoolClosedError,
     QuotaExceededError,
     RateLimitError,
+    SpendLimitError,
 )
 from .pool import ChatPool
-from .results import Answers, ChatResult, Usage
+from .results import Answers, ChatResult, Estimate, Retry, Usage
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -48,6 +49,7 @@ __all__ = [
     "ConfigurationError",
     "ConflictError",
     "DeadlineError",
+    "Estimate",
     "InternalServerError",
     "InvalidResponseError",
     "JournalError",
@@ -58,6 +60,8 @@ __all__ = [
     "PoolClosedError",
     "QuotaExceededError",
     "RateLimitError",
+    "Retry",
+    "SpendLimitError",
     "Usage",
     "__version__",
 ]

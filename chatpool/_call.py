@@ -76,6 +76,7 @@ class Call:
         "payload",
         "prompt",
         "recalled",
+        "refusals",
         "request_id",
         "sent_at",
         "severed",
@@ -111,6 +112,7 @@ class Call:
         self.completion: Completion | None = None
         self.value: Any = None
         self.request_id: str | None = None
+        self.refusals: list[float] = []  # seconds from ``started`` to each 429
         self.usage: Usage | None = None  # of all tries together: each was paid for
         self.last_error: CallError | None = None
         self.due = 0.0  # when the next try may be

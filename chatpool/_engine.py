@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from ._call import Call
 from ._limits import BACK_OFF, Governor
-from ._messages import CHAT_PATH, build_body, encode, estimate_tokens, path_of
+from ._messages import BYTES_A_TOKEN, CHAT_PATH, build_body, encode, estimate_tokens, path_of
 from ._replies import Reply, check_answer, read_completion, read_document
 from ._retry import TryAgain, delay_before_retry, is_fatal_for_all, is_transient, load, persist
 from ._runs import FutureRun, Run
@@ -34,8 +34,9 @@ from .errors import (
     ParseError,
     PoolClosedError,
     RateLimitError,
+    SpendLimitError,
 )
-from .results import ChatResult
+from .results import ChatResult, Retry
 
 if TYPE_CHECKING:
     from requests import Session
@@ -154,6 +155,8 @@ class Engine:
             self._governor.answered()
         elif is_fatal_for_all(error) or call.gave_up:
             run.stop(functools.partial(_not_sent, error), cut=False)
+        elif isinstance(error, SpendLimitError):
+            run.stop(functools.partial(SpendLimitError, str(error), code=error.code), cut=False)
         if error is not None:
             _logger.warning("prompt %d failed: %s", call.index, _name(error))
         return call.result(error)
@@ -170,7 +173,7 @@ class Engine:
         """Make one try. Sets the call's value, or raises TryAgain or the final error."""
         error: CallError | None = None
         try:
-            self._judge(call, self._exchange(call))
+            self._judge(run, call, self._exchange(run, call))
         except CallError as failure:
             error = failure
         if error is None:
@@ -178,10 +181,12 @@ class Engine:
         if error is not None:  # outside the except block, so that nothing hangs on the error as its context
             raise self._verdict(run, call, error)
 
-    def _exchange(self, call: Call) -> Reply:
+    def _exchange(self, run: Run, call: Call) -> Reply:
         """Send the request and read the reply, holding a place in flight for just so long."""
         try:
             self._governor.enter(call)
+            if run.allowance is not None:
+                run.allowance.claim(call.last_error)
             call.begin_try(self._governor.answers)
             self._watch.add(call)
             return self._transport.send(call)
@@ -197,7 +202,7 @@ class Engine:
         self._watch.discard(call)
         self._governor.leave(call)
 
-    def _judge(self, call: Call, reply: Reply) -> None:
+    def _judge(self, run: Run, call: Call, reply: Reply) -> None:
         """Take the answer out of a reply, and tell the governor what the reply says of the limits."""
         call.request_id = reply.request_id
         try:
@@ -217,6 +222,9 @@ class Engine:
         if usage is not None:
             call.usage = usage if call.usage is None else call.usage + usage
         self._governor.taken(call, usage.total_tokens if usage else None)
+        if run.allowance is not None:
+            guess = (len(call.payload) + len(completion.text or "")) // BYTES_A_TOKEN
+            run.allowance.use(usage.total_tokens if usage else guess)
         if is_chat:
             check_answer(reply, completion)
 
@@ -242,6 +250,8 @@ class Engine:
         settings = self._settings
         call.last_error, error.__traceback__ = error, None
         refused = isinstance(error, RateLimitError)
+        if refused:
+            call.refusals.append(time.monotonic() - call.started)
         # A refusal for rate costs nothing as long as the pool gets on; it shows only that we are many.
         call.tries += not (refused and self._governor.answers > call.answers_seen)
         if call.stopped is not None or not is_transient(error):
@@ -251,12 +261,15 @@ class Engine:
         delay = delay_before_retry(error, call.tries, settings.max_wait)
         if delay > settings.max_wait:
             return error
+        wait = delay
         if refused:
             delay = 0.0  # the governor holds the whole pool back for that long
         if time.monotonic() + delay >= call.ends:
             return call.past_deadline() if call.ends == call.deadline else error
         _logger.info("prompt %d: try %d failed (%s), next in %.2f s", call.index, call.attempts, _name(error), delay)
         call.due = time.monotonic() + delay
+        if run.notice is not None:
+            run.notice(Retry(call.index, call.prompt, call.attempts, error, wait))
         return TryAgain(error, lambda: self._back_off(run, call))
 
     def _back_off(self, run: Run, call: Call) -> bool:

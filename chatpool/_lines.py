@@ -13,7 +13,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,8 +42,8 @@ def digest_of(path: str, body: Mapping[str, Any]) -> str:
     return hashlib.sha256(f"{path}\n{_canonical.encode(body)}".encode("ascii")).hexdigest()[:32]
 
 
-def line_of(result: ChatResult, key: Key) -> bytes:
-    """Return the line for a finished call, with its newline."""
+def line_of(result: ChatResult, key: Key, refusals: Sequence[float] = ()) -> bytes:
+    """Return the line for a finished call, with its newline; ``refusals``: seconds from its start to each 429."""
     error, response = result.error, None
     if result.response is not None:
         status = (error.status_code if error else None) or 200
@@ -59,6 +59,7 @@ def line_of(result: ChatResult, key: Key) -> bytes:
             "attempts": result.attempts,
             "started": round(time.time() - result.elapsed, 3),
             "elapsed": round(result.elapsed, 6),
+            **({"refused": [round(seconds, 3) for seconds in refusals]} if refusals else {}),
             **({} if error is None else {"error": type(error).__name__, "status_code": error.status_code}),
         },
     }

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
-from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 from ._call import unsent
 from ._engine import Engine
 from ._limits import PLACES
-from ._messages import Prompt, Task, build_body, check_prompt
+from ._lines import digest_of
+from ._messages import Prompt, Task, build_body, check_prompt, path_of
 from ._progress import Progress
 from ._runs import Indexed, Run
 from ._settings import Settings
 from .errors import NotSentError, PoolClosedError
-from .results import Answers, ChatResult
+from .results import Answers, ChatResult, Retry
 
 if TYPE_CHECKING:
     from .journal import Ledger, PathLike
@@ -26,6 +27,16 @@ _READ_AHEAD = 4  # prompts that imap takes in ahead of its consumer, for each wo
 _TICK = 0.1  # seconds between two looks at the bar
 _LONG_TICK = 0.5  # seconds; on Windows an untimed wait could not be interrupted
 _NOTABLE = 0.1  # share of the workers' time spent waiting, from which on a limit is named
+
+
+class Hooks(NamedTuple):
+    """What is to be called while a map goes on, in its caller's thread."""
+
+    on_retry: Callable[[Retry], Any] | None = None
+    on_result: Callable[[ChatResult], Any] | None = None
+
+    def __bool__(self) -> bool:
+        return any(self)
 
 
 class Mapper:
@@ -44,10 +55,17 @@ class Mapper:
         journal: PathLike | None = None,
         retries_failed: bool = True,
         repeats: frozenset[int] | None = None,
+        hooks: Hooks | None = None,
+        dedupe: bool = False,
     ) -> None:
         self._engine, self._run, self._settings = engine, run, settings
         self._progress, self._journal = progress, journal
         self._retries_failed, self._repeats = retries_failed, repeats
+        self._hooks, self._dedupe = hooks or Hooks(), dedupe
+        self._retries: deque[Retry] = deque()  # not told of yet
+        if self._hooks.on_retry is not None:
+            run.notice = self._retries.append
+        self._twins: dict[int, list[Indexed]] = {}  # prompts that are not asked, by the index of their equal
         self.resumed: set[int] = set()  # indexes of the results that came from the journal
 
     def map(self, items: list[Indexed], known: dict[int, ChatResult] | None = None) -> Answers:
@@ -60,8 +78,12 @@ class Mapper:
                 todo = self._not_done(items, ledger)
                 bar.update(list(run.results.values()))
                 self._engine.start(run, run.add(todo))
-                while len(run.results) < len(items):
-                    bar.update(run.gather(len(items) - len(run.results), _TICK if bar.is_shown else _LONG_TICK))
+                missing, tick = len(todo), _TICK if bar.is_shown or self._hooks else _LONG_TICK
+                while missing:
+                    fresh = run.gather(missing, tick)
+                    missing -= len(fresh)
+                    bar.update([*fresh, *self._copy_to_twins(fresh)])
+                    self._tell(fresh)
             return self._answers(items)
         except BaseException as error:
             run.stop(_interrupted, cut=True)
@@ -86,7 +108,9 @@ class Mapper:
                     must_wait = source.is_over or source.taken - given >= window
                     outstanding = source.taken - given - len(ready)
                     run.owner = threading.current_thread()
-                    bar.update(run.gather(1 if must_wait and outstanding else 0, _LONG_TICK))
+                    fresh = run.gather(1 if must_wait and outstanding else 0, _TICK if self._hooks else _LONG_TICK)
+                    bar.update(fresh)
+                    self._tell(fresh)
                     while ready and (not in_order or given in ready):
                         index = given if in_order else next(iter(ready))
                         yield ready[index]
@@ -116,6 +140,11 @@ class Mapper:
             return max(waits, key=lambda cause: waits[cause])
         return "nothing"
 
+    def _body_of(self, prompt: Prompt | Task) -> dict[str, Any]:
+        """Return what is sent for a prompt."""
+        settings = self._settings
+        return build_body(prompt, model=settings.model, system=settings.system, params=self._run.params)
+
     @property
     def wall(self) -> float:
         """Seconds since the run began."""
@@ -134,24 +163,58 @@ class Mapper:
             return
         from .journal import Journal, Ledger  # noqa: PLC0415 - few runs keep one
 
-        settings, run = self._settings, self._run
-        body_of = partial(build_body, model=settings.model, system=settings.system, params=run.params)
+        run = self._run
         with Journal(self._journal) as journal:
-            ledger = Ledger(journal, body_of, run.parse, retries_failed=self._retries_failed, repeats=self._repeats)
+            ledger = Ledger(
+                journal, self._body_of, run.parse, retries_failed=self._retries_failed, repeats=self._repeats
+            )
             run.record = ledger.record
             yield ledger
 
     def _not_done(self, items: list[Indexed], ledger: Ledger | None) -> list[Indexed]:
         """Put what the journal holds into the results; return what is to be asked."""
         results, todo = self._run.results, []
-        for index, prompt in items:
+        for index, prompt in self._without_twins(items) if self._dedupe else items:
             found = ledger.find(index, prompt) if ledger else None  # also for what is known: equal prompts are counted
             if index not in results and found is not None:
                 results[index] = found
                 self.resumed.add(index)
             elif index not in results:
                 todo.append((index, prompt))
+        copies = self._copy_to_twins([results[index] for index in sorted(self.resumed)])
+        self.resumed.update(copy.index for copy in copies)
         return todo
+
+    def _without_twins(self, items: list[Indexed]) -> list[Indexed]:
+        """Keep the first of equal prompts, and remember the others."""
+        firsts: dict[str, int] = {}
+        unknown = [item for item in items if item[0] not in self._run.results]
+        for index, prompt in unknown:
+            first = firsts.setdefault(digest_of(path_of(prompt), self._body_of(prompt)), index)
+            if first != index:
+                self._twins.setdefault(first, []).append((index, prompt))
+        twins = {index for others in self._twins.values() for index, _ in others}
+        return [item for item in items if item[0] not in twins]
+
+    def _copy_to_twins(self, results: Iterable[ChatResult]) -> list[ChatResult]:
+        """Give prompts that were not asked the results of their equals; return those that are new."""
+        made = [
+            result.for_twin(index, prompt)
+            for result in results
+            for index, prompt in self._twins.get(result.index, ())
+            if index not in self._run.results
+        ]
+        self._run.results.update((result.index, result) for result in made)
+        return made
+
+    def _tell(self, fresh: list[ChatResult]) -> None:
+        """Call the hooks, in this thread."""
+        on_retry, on_result = self._hooks
+        while self._retries and on_retry is not None:
+            on_retry(self._retries.popleft())
+        if on_result is not None:
+            for result in fresh:
+                on_result(result)
 
     def _feed(self, source: _Reader, ledger: Ledger | None) -> list[ChatResult]:
         """Take one prompt in; return its result if the journal holds it.
@@ -175,6 +238,7 @@ class Mapper:
         run = self._run
         run.take_done()
         results = run.results
+        self._copy_to_twins(list(results.values()))
         for index, prompt in items:
             if index not in results:
                 results[index] = unsent(index, prompt, _interrupted())
@@ -187,6 +251,7 @@ class Mapper:
             parse=run.parse,
             journal=self._journal,
             resumed=self.resumed,
+            dedupe=self._dedupe,
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any, Union
 Prompt = Union[str, list[dict[str, Any]], dict[str, Any]]
 
 CHAT_PATH = "/v1/chat/completions"
+BYTES_A_TOKEN = 4
 _encoder = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 
 
@@ -102,7 +103,11 @@ def estimate_tokens(payload: bytes, body: Mapping[str, Any]) -> int:
 
     Four characters of English a token is OpenAI's own rule of thumb; JSON's escapes bring other scripts near theirs.
     """
-    longest = body.get("max_completion_tokens") or body.get("max_tokens") or 0
+    return len(payload) // BYTES_A_TOKEN + (longest_answer(body) or 0)
+
+
+def longest_answer(body: Mapping[str, Any]) -> int | None:
+    """Return the tokens that an answer may have; None if the request sets no limit."""
+    longest = body.get("max_completion_tokens") or body.get("max_tokens")
     copies = body.get("n") or 1
-    answer = longest * copies if isinstance(longest, int) and isinstance(copies, int) else 0
-    return len(payload) // 4 + answer
+    return longest * copies if isinstance(longest, int) and isinstance(copies, int) else None

@@ -38,9 +38,12 @@ class Job:
         as_text: bool = False,
         deadline: float | None = None,
         retries_failed: bool = True,
+        max_requests: int | None = None,
+        max_tokens: int | None = None,
     ) -> None:
         self.pool, self.source, self.output, self.kind = pool, source, output, kind
         self.as_text, self.deadline, self.retries_failed = as_text, deadline, retries_failed
+        self.max_requests, self.max_tokens = max_requests, max_tokens
 
     def open(self) -> Input:
         """Open the input, which is not to be written over."""
@@ -66,7 +69,12 @@ def run(job: Job) -> int:
     with closing(job.open()) as prompts:
         repeats = prompts.check(job.digest)
         mapper = job.pool._mapper(
-            deadline=job.deadline, journal=job.output, retries_failed=job.retries_failed, repeats=repeats
+            deadline=job.deadline,
+            journal=job.output,
+            max_requests=job.max_requests,
+            max_tokens=job.max_tokens,
+            retries_failed=job.retries_failed,
+            repeats=repeats,
         )
         try:
             for result in mapper.stream(prompts, in_order=job.as_text):

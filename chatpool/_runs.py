@@ -16,14 +16,16 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from typing import Any, Callable, Protocol
 
+from ._allowance import Allowance
 from ._call import PAST_DEADLINE, Bell, Call, Parse, unsent
 from ._threads import Job, in_worker
 from ._turns import away
 from .errors import CallError, DeadlineError, NotSentError
-from .results import ChatResult
+from .results import ChatResult, Retry
 
 Indexed = tuple[int, Any]  # a prompt's index and the prompt
 Reason = Callable[[], CallError]  # makes the error of each call that is given up
+Record = Callable[[ChatResult, list[float]], None]
 
 
 _present = threading.local()
@@ -75,7 +77,9 @@ class Run:
         self.waits: Counter[str] = Counter()  # seconds that calls waited, by cause
         self.retries = 0
         self._context = contextvars.copy_context()
-        self.record: Callable[[ChatResult], None] | None = None  # is told of each call that came to its own end
+        self.allowance: Allowance | None = None
+        self.notice: Callable[[Retry], None] | None = None  # is told of each try that will be made again
+        self.record: Record | None = None  # is told of each call that came to its own end, and when it was refused
         self.results: dict[int, ChatResult] = {}  # gathered, by index, in the order they came
         self._is_cut = self._is_dropped = False
         self._inner: set[Run] = set()
@@ -284,7 +288,7 @@ class Run:
             if self.record is None or call not in self._under_way:
                 return
         with away():
-            self.record(result)
+            self.record(result, call.refusals)
 
     def _settle(self, *results: ChatResult) -> None:
         with self._changed:

@@ -176,6 +176,13 @@ def check_parse(parse: Callable[[str], Any] | None) -> None:
         raise ConfigurationError(f"parse must be a function of the answer's text, not {type(parse).__name__}")
 
 
+def check_hook(name: str, hook: Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:
+    """Refuse a hook that cannot be called."""
+    if hook is not None and not callable(hook):
+        raise ConfigurationError(f"{name} must be a function, not {type(hook).__name__}")
+    return hook
+
+
 def _check_secret(name: str, secret: str) -> str | None:
     if not isinstance(secret, str):
         raise ConfigurationError(f"{name} must be a str, not {type(secret).__name__}")

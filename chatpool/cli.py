@@ -93,6 +93,8 @@ def _add_run(commands: Any) -> None:
     add("--max-tries", metavar="N", type=int, default=6, help="tries for one prompt (default: %(default)s)")
     add("--max-wait", metavar="SECONDS", type=float, default=60.0, help="between two tries (default: %(default)g)")
     add("--deadline", metavar="SECONDS", type=float, help="for the whole run; what is not done by then fails")
+    add("--max-requests", metavar="N", type=int, help="stop sending after so many")
+    add("--max-tokens", metavar="N", type=int, help="stop sending once the answers have cost so many, as they report")
     add(
         "--retry-failed",
         action=argparse.BooleanOptionalAction,
@@ -158,6 +160,8 @@ def _run(args: argparse.Namespace) -> int:
             as_text=args.text,
             deadline=args.deadline,
             retries_failed=args.retry_failed,
+            max_requests=args.max_requests,
+            max_tokens=args.max_tokens,
         )
         return dry_run(job) if args.dry_run else run(job)
 

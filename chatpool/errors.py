@@ -22,6 +22,7 @@
         ├── ParseError            the caller's ``parse`` refused the answer with a ValueError
         ├── DeadlineError         the ``deadline`` of the whole map passed first
         └── NotSentError          given up before it was sent (its ``__cause__`` tells why)
+            └── SpendLimitError   max_requests or max_tokens was reached first
 
 The names are those of OpenAI's Python SDK where it has one.
 """
@@ -153,6 +154,10 @@ class DeadlineError(CallError):
 
 class NotSentError(CallError):
     """Given up before it was sent, or before it was sent again; ``__cause__`` says why."""
+
+
+class SpendLimitError(NotSentError):
+    """``max_requests`` or ``max_tokens`` of the run was spent before this could be sent, or be sent again."""
 
 
 _BY_STATUS: dict[int, type[APIStatusError]] = {

@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from hashlib import blake2b
 from types import TracebackType
 from typing import Any, Callable, Union
@@ -164,11 +164,11 @@ class Ledger:
         del self._keys[index]
         return result
 
-    def record(self, result: ChatResult) -> None:
+    def record(self, result: ChatResult, refusals: Sequence[float] = ()) -> None:
         """Write a finished call down. What was given up is not finished."""
         key = self._keys.pop(result.index)
         if self._journal and not isinstance(result.error, (NotSentError, DeadlineError)):
-            self._journal.append(line_of(result, key))
+            self._journal.append(line_of(result, key, refusals))
 
     def _key(self, prompt: Any) -> Key:
         digest = digest_of(path_of(prompt), self._body_of(prompt))

@@ -12,9 +12,10 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Callable, TypeVar
 
+from ._allowance import Allowance
 from ._engine import Engine
-from ._maps import Mapper
-from ._messages import Prompt, check_prompt, check_prompts
+from ._maps import Hooks, Mapper
+from ._messages import BYTES_A_TOKEN, Prompt, build_body, check_prompt, check_prompts, encode, longest_answer
 from ._runs import FutureRun, Run
 from ._settings import (
     DEFAULT_MAX_TRIES,
@@ -24,6 +25,7 @@ from ._settings import (
     DEFAULT_TIMEOUT,
     Timeout,
     check_deadline,
+    check_hook,
     check_params,
     check_parse,
     find_key,
@@ -32,7 +34,7 @@ from ._settings import (
 )
 from ._version import __version__
 from .errors import ConfigurationError, PoolClosedError
-from .results import LOST_PARSE, Answers, ChatResult
+from .results import LOST_PARSE, Answers, ChatResult, Estimate, Retry
 
 if TYPE_CHECKING:
     from requests import Session
@@ -70,6 +72,10 @@ class ChatPool:
     ``session``: a requests.Session of your own; its proxies, CA bundle, auth, hooks and adapters are kept, but for
     adapters of requests' own make, which the pool's replaces for its address. It is not closed with the pool.
     ``progress``: True shows a bar on stderr, False none; None, the default, where stderr is a terminal or a notebook.
+    ``on_retry``, ``on_result``: called with a Retry for each try that will be made again, and with the ChatResult of
+    each call that is done, in the thread that called ``map`` or ``ask``, or that reads from ``imap``; what they raise
+    is raised there. They are told neither of what came from a journal nor of what was given to ``submit``, and stay
+    behind when the pool is pickled.
 
     Raises ConfigurationError, which is also a ValueError, for a setting that cannot work.
     """
@@ -92,7 +98,10 @@ class ChatPool:
         tokens_per_minute: float | None = None,
         session: Session | None = None,
         progress: bool | None = None,
+        on_retry: Callable[[Retry], Any] | None = None,
+        on_result: Callable[[ChatResult], Any] | None = None,
     ) -> None:
+        self._hooks = Hooks(check_hook("on_retry", on_retry), check_hook("on_result", on_result))
         self._settings = make_settings(
             max_workers=max_workers,
             model=model,
@@ -125,6 +134,9 @@ class ChatPool:
         deadline: float | None = None,
         progress: bool | None = None,
         journal: PathLike | None = None,
+        max_requests: int | None = None,
+        max_tokens: int | None = None,
+        dedupe: bool = False,
     ) -> Answers:
         """Send every prompt and return the answers in the order of the prompts, None where a call failed.
 
@@ -135,7 +147,10 @@ class ChatPool:
         is not done by then is None, with DeadlineError. ``journal``: a file that each finished call is written to at
         once, in the format of the Batch API's output; with the same file again, only what has no good answer in it is
         asked. Prompts are known again by their request's body, in whatever order they come; so those with another
-        model or other parameters are asked anew.
+        model or other parameters are asked anew. ``max_requests``, ``max_tokens``: once so many requests were sent, or
+        the answers have cost so many tokens, nothing more is sent, and what is left has SpendLimitError; answers in
+        flight then still come in, so tokens may go over by at most ``max_workers`` of them. ``dedupe``: equal prompts
+        are asked once; the copies cost no tokens, and share one ``value``.
 
         Raises TypeError or ValueError for a prompt that cannot be sent, with its index, before anything is sent.
         Raises JournalError for a journal that is another kind of file, in use by another run, or cannot be written.
@@ -145,7 +160,9 @@ class ChatPool:
         items = list(enumerate(prompts))
         for index, prompt in items:
             check_prompt(prompt, index)
-        return self._mapper(params, parse, deadline, progress, journal).map(items)
+        return self._mapper(params, parse, deadline, progress, journal, max_requests, max_tokens, dedupe=dedupe).map(
+            items
+        )
 
     def imap(
         self,
@@ -156,6 +173,8 @@ class ChatPool:
         deadline: float | None = None,
         progress: bool | None = None,
         journal: PathLike | None = None,
+        max_requests: int | None = None,
+        max_tokens: int | None = None,
     ) -> Iterator[ChatResult]:
         """Yield the results in the order of the prompts, while later ones are under way.
 
@@ -164,7 +183,9 @@ class ChatPool:
         what is under way. See ``map`` for the rest.
         """
         check_prompts(prompts)
-        return self._mapper(params, parse, deadline, progress, journal).stream(prompts, in_order=True)
+        return self._mapper(params, parse, deadline, progress, journal, max_requests, max_tokens).stream(
+            prompts, in_order=True
+        )
 
     def imap_unordered(
         self,
@@ -175,10 +196,14 @@ class ChatPool:
         deadline: float | None = None,
         progress: bool | None = None,
         journal: PathLike | None = None,
+        max_requests: int | None = None,
+        max_tokens: int | None = None,
     ) -> Iterator[ChatResult]:
         """Yield the results as they come in; ``ChatResult.index`` tells whose each is. Otherwise like ``imap``."""
         check_prompts(prompts)
-        return self._mapper(params, parse, deadline, progress, journal).stream(prompts, in_order=False)
+        return self._mapper(params, parse, deadline, progress, journal, max_requests, max_tokens).stream(
+            prompts, in_order=False
+        )
 
     def submit(
         self, prompt: Prompt, *, params: _Params | None = None, parse: _Parse | None = None
@@ -194,11 +219,14 @@ class ChatPool:
         check_prompt(prompt, 0)
         engine, run = self._make_run(Run, params, parse, None)
         try:
+            run.notice = self._hooks.on_retry
             run.add([(0, prompt)])
             engine.start(run, 1, inline=True)
             (result,) = run.gather(1, math.inf)
         finally:
             run.end()
+        if self._hooks.on_result is not None:
+            self._hooks.on_result(result)
         if result.error is not None:
             raise result.error
         return result.value
@@ -211,10 +239,26 @@ class ChatPool:
             raise ConfigurationError("these answers were pickled without their parse; set answers.parse, then retry")
         items = [(result.index, result.prompt) for result in answers.results]
         known = {result.index: result for result in answers.results if result.ok}
-        again = self._mapper(answers.params, answers.parse, None, None, answers.journal).map(items, known)
+        again = self._mapper(answers.params, answers.parse, None, None, answers.journal, dedupe=answers.dedupe).map(
+            items, known
+        )
         again.wall += answers.wall
         again.waits = dict(Counter(answers.waits) + Counter(again.waits))
         return again
+
+    def estimate(self, prompts: Iterable[Prompt], *, params: _Params | None = None) -> Estimate:
+        """Tell what these prompts would take; sends nothing. Raises TypeError or ValueError as ``map`` does."""
+        check_prompts(prompts)
+        settings, merged = self._settings, {**self._settings.params, **check_params(params)}
+        calls, size, longest = 0, 0, 0.0
+        for index, prompt in enumerate(prompts):
+            check_prompt(prompt, index)
+            body = build_body(prompt, model=settings.model, system=settings.system, params=merged)
+            calls += 1
+            size += len(encode(body, f"prompt {index}"))
+            answer = longest_answer(body)
+            longest += math.inf if answer is None else answer
+        return Estimate(calls, size // BYTES_A_TOKEN, int(longest) if longest < math.inf else None)
 
     def close(self) -> None:
         """Give up what is under way, end the threads and close the connections. Closing again does nothing."""
@@ -247,7 +291,7 @@ class ChatPool:
         settings = self._settings
         if settings.key_is_from_environment:
             settings = replace(settings, api_key=None)
-        return {**self.__dict__, "_settings": settings, "_engines": {}, "_making": {}}
+        return {**self.__dict__, "_settings": settings, "_engines": {}, "_making": {}, "_hooks": Hooks()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -275,11 +319,15 @@ class ChatPool:
         deadline: float | None = None,
         progress: bool | None = None,
         journal: PathLike | None = None,
+        max_requests: int | None = None,
+        max_tokens: int | None = None,
         **how: Any,
     ) -> Mapper:
+        allowance = Allowance(max_requests, max_tokens)
         engine, run = self._make_run(Run, params, parse, deadline)
+        run.allowance = allowance
         shown = self._progress if progress is None else progress
-        return Mapper(engine, run, self._settings, progress=shown, journal=journal, **how)
+        return Mapper(engine, run, self._settings, progress=shown, journal=journal, hooks=self._hooks, **how)
 
     def _make_run(
         self, kind: type[_R], params: _Params | None, parse: _Parse | None, deadline: float | None

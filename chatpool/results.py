@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ._tally import Tally
@@ -75,9 +75,41 @@ class ChatResult:
         """Whether the prompt was answered."""
         return self.error is None
 
+    def for_twin(self, index: int, prompt: Any) -> ChatResult:
+        """Return the outcome of an equal prompt that was not sent: the same, but it cost nothing."""
+        changes = {"index": index, "prompt": prompt, "usage": None, "attempts": 0, "elapsed": 0.0}
+        return replace(self, **changes)
+
     def __reduce__(self) -> tuple[Any, ...]:
         # Before Python 3.11 a frozen class with slots does not unpickle by itself.
         return type(self), tuple(getattr(self, name) for name in self.__dataclass_fields__)
+
+
+@dataclass(frozen=True)
+class Retry:
+    """What ``on_retry`` is told: a try failed, and there will be another.
+
+    ``attempt``: requests sent so far for this prompt. ``error``: what went wrong this time. ``wait``: seconds until the
+    next try, at the least.
+    """
+
+    index: int
+    prompt: Any
+    attempt: int
+    error: CallError
+    wait: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What prompts would take, if no try failed. Tokens are a guess: one for four bytes of the request.
+
+    ``most_completion_tokens``: the longest answers that the requests allow; None if one of them sets no limit.
+    """
+
+    calls: int
+    prompt_tokens: int
+    most_completion_tokens: int | None
 
 
 class Answers(list[Any]):
@@ -85,7 +117,7 @@ class Answers(list[Any]):
 
     A plain list in every respect, so ``==``, JSON and pandas work. ``results`` holds a ``ChatResult`` for every
     prompt, ``wall`` the seconds that the map took, ``limited_by`` the limit that held it back most, ``waits`` the
-    seconds that its calls waited, all added up, by cause; ``params``, ``parse`` and ``journal`` are what
+    seconds that its calls waited, all added up, by cause; ``params``, ``parse``, ``journal`` and ``dedupe`` are what
     ``ChatPool.retry`` uses again. ``resumed`` holds the indexes of the answers that came from the journal.
     """
 
@@ -100,6 +132,7 @@ class Answers(list[Any]):
         parse: Callable[[str], Any] | None = None,
         journal: str | os.PathLike[str] | None = None,
         resumed: Iterable[int] = (),
+        dedupe: bool = False,
     ) -> None:
         self.results: list[ChatResult] = list(results)
         super().__init__(result.value for result in self.results)
@@ -107,7 +140,7 @@ class Answers(list[Any]):
         self.limited_by = limited_by
         self.waits: dict[str, float] = dict(waits or {})
         self.params, self.parse, self.journal = params, parse, journal
-        self.resumed = frozenset(resumed)
+        self.resumed, self.dedupe = frozenset(resumed), dedupe
 
     @property
     def failures(self) -> list[ChatResult]:

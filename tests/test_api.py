@@ -29,6 +29,7 @@ NAMES = [
     "ConflictError",
     "DEFAULT_MODEL",
     "DeadlineError",
+    "Estimate",
     "InternalServerError",
     "InvalidResponseError",
     "JournalError",
@@ -39,6 +40,8 @@ NAMES = [
     "PoolClosedError",
     "QuotaExceededError",
     "RateLimitError",
+    "Retry",
+    "SpendLimitError",
     "Usage",
     "__version__",
 ]
@@ -63,6 +66,7 @@ TREE = {
     "ParseError": ["CallError"],
     "DeadlineError": ["CallError"],
     "NotSentError": ["CallError"],
+    "SpendLimitError": ["NotSentError"],
 }
 
 
@@ -87,15 +91,17 @@ def test_constructor_takes_only_max_workers_by_position():
         "max_workers": 20, "model": chatpool.DEFAULT_MODEL, "api_key": None, "base_url": None, "system": None,
         "params": None, "headers": None, "timeout": (5, 120), "max_tries": 6, "max_time": None, "max_wait": 60,
         "requests_per_minute": None, "tokens_per_minute": None, "session": None, "progress": None,
+        "on_retry": None, "on_result": None,
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["map", "imap", "imap_unordered"])
-def test_maps_take_only_prompts_by_position(name):
-    parameters = list(inspect.signature(getattr(ChatPool, name)).parameters.values())[1:]
-    assert [p.name for p in parameters] == ["prompts", "params", "parse", "deadline", "progress", "journal"]
-    assert {p.default for p in parameters[1:]} == {None}
-    assert all(p.kind is p.KEYWORD_ONLY for p in parameters[1:])
+@pytest.mark.parametrize(("name", "more"), [("map", {"dedupe": False}), ("imap", {}), ("imap_unordered", {})])
+def test_maps_take_only_prompts_by_position(name, more):
+    first, *others = list(inspect.signature(getattr(ChatPool, name)).parameters.values())[1:]
+    names = ["params", "parse", "deadline", "progress", "journal", "max_requests", "max_tokens"]
+    assert first.name == "prompts"
+    assert {p.name: p.default for p in others} == {**dict.fromkeys(names), **more}
+    assert all(p.kind is p.KEYWORD_ONLY for p in others)
 
 
 def test_constructor_starts_nothing(server):

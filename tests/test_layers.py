@@ -13,7 +13,7 @@ ROOMS = Path(chatpool.__file__).parent
 # Every module may import only from lines above its own.
 FLOORS = [
     ["_version", "errors"],
-    ["_tally", "_turns"],
+    ["_allowance", "_tally", "_turns"],
     ["results"],
     ["_messages", "_replies"],
     ["_call", "_settings", "_progress", "_lines"],
