@@ -7,7 +7,7 @@ import math
 import socket
 import threading
 import time
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 from ._messages import CHAT_PATH
 from ._replies import Completion
@@ -18,6 +18,14 @@ from .results import ChatResult, Usage
 Parse = Callable[[str], Any]
 
 PAST_DEADLINE = "the deadline passed before this prompt was answered"
+
+
+class Try(NamedTuple):
+    """One request and what came of it. Times are seconds since the call's first try began."""
+
+    began: float
+    ended: float
+    error: str | None  # the name of its class
 
 
 class Bell:
@@ -76,13 +84,13 @@ class Call:
         "payload",
         "prompt",
         "recalled",
-        "refusals",
         "request_id",
         "sent_at",
         "severed",
         "stale",
         "started",
         "stopped",
+        "timeline",
         "tokens",
         "tries",
         "usage",
@@ -112,7 +120,7 @@ class Call:
         self.completion: Completion | None = None
         self.value: Any = None
         self.request_id: str | None = None
-        self.refusals: list[float] = []  # seconds from ``started`` to each 429
+        self.timeline: list[Try] = []  # of the tries that failed, and of the one that then did not
         self.usage: Usage | None = None  # of all tries together: each was paid for
         self.last_error: CallError | None = None
         self.due = 0.0  # when the next try may be
@@ -223,6 +231,9 @@ class Call:
     def result(self, error: CallError | None) -> ChatResult:
         """Close the books on this call."""
         done = self.completion
+        elapsed = time.monotonic() - self.started if self.started else 0.0
+        if error is None and self.timeline:
+            self.timeline.append(Try(self.sent_at - self.started, elapsed, None))
         if error is not None:
             error.attempts = self.attempts
             error.request_id = error.request_id or self.request_id
@@ -237,7 +248,7 @@ class Call:
             response=done.response if done else None,
             request_id=self.request_id or (error.request_id if error else None),
             attempts=self.attempts,
-            elapsed=time.monotonic() - self.started if self.started else 0.0,
+            elapsed=elapsed,
             error=error,
         )
 

@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from ._call import Call
+from ._call import Call, Try
 from ._limits import BACK_OFF, Governor
 from ._messages import BYTES_A_TOKEN, CHAT_PATH, build_body, encode, estimate_tokens, path_of
 from ._replies import Reply, check_answer, read_completion, read_document
@@ -250,8 +250,9 @@ class Engine:
         settings = self._settings
         call.last_error, error.__traceback__ = error, None
         refused = isinstance(error, RateLimitError)
-        if refused:
-            call.refusals.append(time.monotonic() - call.started)
+        if len(call.timeline) < call.attempts:  # it may have failed before it was sent
+            name, now = type(error).__name__, time.monotonic()
+            call.timeline.append(Try(call.sent_at - call.started, now - call.started, name))
         # A refusal for rate costs nothing as long as the pool gets on; it shows only that we are many.
         call.tries += not (refused and self._governor.answers > call.answers_seen)
         if call.stopped is not None or not is_transient(error):

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ._call import Try
 from ._messages import CHAT_PATH, path_of
 from ._replies import Completion, recall_completion
 from .errors import CallError, class_named
@@ -42,8 +43,8 @@ def digest_of(path: str, body: Mapping[str, Any]) -> str:
     return hashlib.sha256(f"{path}\n{_canonical.encode(body)}".encode("ascii")).hexdigest()[:32]
 
 
-def line_of(result: ChatResult, key: Key, refusals: Sequence[float] = ()) -> bytes:
-    """Return the line for a finished call, with its newline; ``refusals``: seconds from its start to each 429."""
+def line_of(result: ChatResult, key: Key, timeline: Sequence[Try] = ()) -> bytes:
+    """Return the line for a finished call, with its newline; ``timeline``: its tries, if any failed."""
     error, response = result.error, None
     if result.response is not None:
         status = (error.status_code if error else None) or 200
@@ -59,7 +60,11 @@ def line_of(result: ChatResult, key: Key, refusals: Sequence[float] = ()) -> byt
             "attempts": result.attempts,
             "started": round(time.time() - result.elapsed, 3),
             "elapsed": round(result.elapsed, 6),
-            **({"refused": [round(seconds, 3) for seconds in refusals]} if refusals else {}),
+            **(
+                {"tries": [[round(began, 3), round(ended, 3), name] for began, ended, name in timeline]}
+                if timeline
+                else {}
+            ),
             **({} if error is None else {"error": type(error).__name__, "status_code": error.status_code}),
         },
     }

@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Callable, Protocol
 
 from ._allowance import Allowance
-from ._call import PAST_DEADLINE, Bell, Call, Parse, unsent
+from ._call import PAST_DEADLINE, Bell, Call, Parse, Try, unsent
 from ._threads import Job, in_worker
 from ._turns import away
 from .errors import CallError, DeadlineError, NotSentError
@@ -25,7 +25,7 @@ from .results import ChatResult, Retry
 
 Indexed = tuple[int, Any]  # a prompt's index and the prompt
 Reason = Callable[[], CallError]  # makes the error of each call that is given up
-Record = Callable[[ChatResult, list[float]], None]
+Record = Callable[[ChatResult, list[Try]], None]
 
 
 _present = threading.local()
@@ -79,7 +79,7 @@ class Run:
         self._context = contextvars.copy_context()
         self.allowance: Allowance | None = None
         self.notice: Callable[[Retry], None] | None = None  # is told of each try that will be made again
-        self.record: Record | None = None  # is told of each call that came to its own end, and when it was refused
+        self.record: Record | None = None  # is told of each call that came to its own end, and of its tries
         self.results: dict[int, ChatResult] = {}  # gathered, by index, in the order they came
         self._is_cut = self._is_dropped = False
         self._inner: set[Run] = set()
@@ -288,7 +288,7 @@ class Run:
             if self.record is None or call not in self._under_way:
                 return
         with away():
-            self.record(result, call.refusals)
+            self.record(result, call.timeline)
 
     def _settle(self, *results: ChatResult) -> None:
         with self._changed:

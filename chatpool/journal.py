@@ -20,7 +20,7 @@ from hashlib import blake2b
 from types import TracebackType
 from typing import Any, Callable, Union
 
-from ._call import Parse
+from ._call import Parse, Try
 from ._lines import BEGINNING, Key, digest_of, glance, is_json, line_of, parse_line, result_of
 from ._messages import Task, path_of
 from .errors import DeadlineError, JournalError, NotSentError
@@ -164,11 +164,11 @@ class Ledger:
         del self._keys[index]
         return result
 
-    def record(self, result: ChatResult, refusals: Sequence[float] = ()) -> None:
+    def record(self, result: ChatResult, timeline: Sequence[Try] = ()) -> None:
         """Write a finished call down. What was given up is not finished."""
         key = self._keys.pop(result.index)
         if self._journal and not isinstance(result.error, (NotSentError, DeadlineError)):
-            self._journal.append(line_of(result, key, refusals))
+            self._journal.append(line_of(result, key, timeline))
 
     def _key(self, prompt: Any) -> Key:
         digest = digest_of(path_of(prompt), self._body_of(prompt))

@@ -56,6 +56,21 @@ def test_second_run_asks_nothing(server, pool, path, way):
     assert len(lines(path)) == 20
 
 
+def test_line_tells_of_tries_that_failed(server, pool, path):
+    """When each of them began and ended, in seconds from the first, and what came of it; for one good try, nothing."""
+    server.script("b", Reply(status=429), Reply(status=500), Reply("b"))
+    server.script("c", Reply(status=400))
+    pool.map(["a", "b", "c"], journal=path)
+    tries = {len(line["chatpool"].get("tries", ())): line["chatpool"] for line in lines(path)}
+    assert sorted(tries) == [0, 1, 3]
+    assert [name for _, _, name in tries[3]["tries"]] == ["RateLimitError", "InternalServerError", None]
+    assert [name for _, _, name in tries[1]["tries"]] == ["BadRequestError"]
+    moments = [moment for began, ended, _ in tries[3]["tries"] for moment in (began, ended)]
+    assert moments == sorted(moments)
+    assert moments[0] == 0
+    assert moments[-1] == round(tries[3]["elapsed"], 3)
+
+
 def test_line_is_batch_output(server, pool, path):
     """The Batch API's fields with its meaning, and ours beside them under one key."""
     server.script("bad", Reply(status=400, code="too_long"))
