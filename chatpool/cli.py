@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"chatpool {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands)
+    _add_report(commands)
     _add_demo(commands)
     _add_fake_server(commands)
     return parser
@@ -102,6 +103,19 @@ def _add_run(commands: Any) -> None:
         help="ask again what failed in an earlier run (default: yes)",
     )
     add("--progress", action=argparse.BooleanOptionalAction, default=None, help="default: on a terminal")
+
+
+def _add_report(commands: Any) -> None:
+    parser = commands.add_parser(
+        "report",
+        help="draw what a journal tells, as one page of HTML",
+        description="Read the answers that 'chatpool run' or a journal= wrote, and draw latencies, calls in flight, "
+        "refusals, tokens and failures as one page of HTML that needs nothing else. Also while the run goes on.",
+        epilog="example: chatpool report answers.jsonl -o report.html",
+    )
+    parser.set_defaults(run=_report)
+    parser.add_argument("journal", metavar="JOURNAL", help="the answers")
+    parser.add_argument("-o", "--output", metavar="HTML", help="default: the journal's name with .html")
 
 
 def _add_demo(commands: Any) -> None:
@@ -164,6 +178,14 @@ def _run(args: argparse.Namespace) -> int:
             max_tokens=args.max_tokens,
         )
         return dry_run(job) if args.dry_run else run(job)
+
+
+def _report(args: argparse.Namespace) -> int:
+    from .report import write_report  # noqa: PLC0415 - it is not needed for anything else
+
+    output = args.output or os.path.splitext(args.journal)[0] + ".html"
+    write_report(args.journal, output)
+    return _say(f"the report is in {output}", 0)
 
 
 def _demo(args: argparse.Namespace) -> int:

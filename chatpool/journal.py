@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from types import TracebackType
 from typing import Any, Callable, Union
@@ -70,6 +70,17 @@ class Journal:
             return None
         self._reader.seek(found >> 1)
         return parse_line(self._reader.readline())
+
+    def documents(self) -> Iterator[tuple[Mapping[str, Any], bool]]:
+        """Yield every line, parsed, and whether it is the last with its name, which is the one that counts."""
+        self._reader.seek(0)
+        place = 0
+        while place < self._end:
+            line = self._reader.readline()
+            document = parse_line(line)
+            if document is not None:  # only its ends were looked at before
+                yield document, self._index[number_of(document["custom_id"])] >> 1 == place
+            place += len(line)
 
     def append(self, line: bytes) -> None:
         """Write a line, from any thread. Raises JournalError where it cannot be; the file then ends as it did before.

@@ -24,6 +24,8 @@ FLOORS = [
     ["_runs"],
     ["_engine"],
     ["_maps"],
+    ["_history"],
+    ["report"],
     ["pool"],
     ["__init__", "testing"],
     ["_inputs", "_demo", "pytest_plugin"],
@@ -33,7 +35,7 @@ FLOORS = [
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 WIRE = {"_transport", "_connections", "_plain", "_failures", "_turns"}
-HOMES = {"requests": WIRE, "urllib3": WIRE, "backoff": {"_retry"}, "tqdm": {"_progress"}}
+HOMES = {"requests": WIRE, "urllib3": WIRE, "backoff": {"_retry"}, "tqdm": {"_progress"}, "plotly": {"report"}}
 MODULES = sorted(path.stem for path in ROOMS.glob("*.py"))
 
 
