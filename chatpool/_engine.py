@@ -14,7 +14,7 @@ import warnings
 import weakref
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Callable
 
 from ._call import Call, Try
 from ._limits import BACK_OFF, Governor
@@ -48,25 +48,37 @@ _MOST_SENDS = 5  # times max_tries: so often a prompt is sent at most, refusals 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
-class Engine:
-    """Everything of a pool that must not cross a fork. Made in each process at the first use, starts nothing itself."""
+class Core:
+    """What may outlive an engine: the limits, with what they have learned, and the Session. Has no threads."""
 
     def __init__(self, settings: Settings, session: Session | None, user_agent: str) -> None:
         load()  # while there are file descriptors to import with
         self.pid = os.getpid()
-        self._settings = settings
-        self._governor = Governor(
+        self.governor = Governor(
             settings.max_workers,
             requests_per_minute=settings.requests_per_minute,
             tokens_per_minute=settings.tokens_per_minute,
             longest_wait=settings.max_wait,
         )
-        self._transport = Transport(settings, session, user_agent, Resolver().look_up)
+        self.transport = Transport(settings, session, user_agent, Resolver().look_up)
+        self.engine: Callable[[], Engine | None] = lambda: None  # the one that lives, if any
+        self._finalizer = weakref.finalize(self, _release, self.pid, self.transport)
+        self._finalizer.atexit = False
+
+
+class Engine:
+    """Everything of a pool that must not cross a fork. Made in each process at the first use, starts nothing itself."""
+
+    def __init__(self, settings: Settings, core: Core) -> None:
+        self.pid = core.pid
+        self._settings, self._core = settings, core
+        self._governor, self._transport = core.governor, core.transport
+        core.engine = weakref.ref(self)
         self._workers = Workers(settings.max_workers)
         self._watch = Watch()
         self._runs: set[Run] = set()
         self._closed = False
-        self._finalizer = weakref.finalize(self, _release, self.pid, self._watch, self._workers.turns, self._transport)
+        self._finalizer = weakref.finalize(self, _rest, self.pid, self._watch, self._workers.turns)
         self._finalizer.atexit = False
         _engines.add(self)
 
@@ -98,9 +110,13 @@ class Engine:
         """Forget a run."""
         self._runs.discard(run)
 
-    def futures(self) -> list[Future[ChatResult]]:
-        """Return what was submitted and is not done."""
-        return [run.future for run in list(self._runs) if isinstance(run, FutureRun)]
+    def runs_of(self, tenant: object) -> list[Run]:
+        """Return one pool's runs that are not done."""
+        return [run for run in list(self._runs) if run.tenant is tenant]
+
+    def futures_of(self, tenant: object) -> list[Future[ChatResult]]:
+        """Return what was submitted through one pool and is not done."""
+        return [run.future for run in self.runs_of(tenant) if isinstance(run, FutureRun)]
 
     def close(self) -> None:
         """Give up what is under way, end the threads, close the connections."""
@@ -307,14 +323,19 @@ def _not_sent(cause: CallError) -> NotSentError:
     return error
 
 
-def _release(pid: int, watch: Watch, turns: Turns, transport: Transport) -> None:
-    """Let go of what a collected engine held, in the process that made it."""
-    if os.getpid() != pid:
+def _rest(pid: int, watch: Watch, turns: Turns) -> None:
+    """End what a collected engine started, in the process that made it."""
+    if os.getpid() == pid:
+        watch.close()
+        turns.close()
+
+
+def _release(pid: int, transport: Transport) -> None:
+    """Close what a collected core held, in the process that made it."""
+    if os.getpid() == pid:
+        transport.close()
+    else:
         abandoned.append(transport)
-        return
-    watch.close()
-    turns.close()
-    transport.close()
 
 
 def _give_up_at_exit() -> None:

@@ -81,9 +81,9 @@ class TryAgain(Exception):
 
 def _waits() -> Generator[Any, TryAgain, None]:
     """Wait here, where it can be woken, and tell backoff to sleep no more. To end is to give up."""
-    again = yield
-    while again.wait():
-        again = yield 0
+    wait = (yield).wait  # not the exception: it, its frames and this generator would keep each other alive
+    while wait():
+        wait = (yield 0).wait
 
 
 def persist(attempt: Callable[[], _T]) -> _T:

@@ -77,6 +77,7 @@ class Run:
         self.waits: Counter[str] = Counter()  # seconds that calls waited, by cause
         self.retries = 0
         self._context = contextvars.copy_context()
+        self.tenant: object = None  # the pool that it was asked of, where several share an engine
         self.allowance: Allowance | None = None
         self.notice: Callable[[Retry], None] | None = None  # is told of each try that will be made again
         self.record: Record | None = None  # is told of each call that came to its own end, and of its tries

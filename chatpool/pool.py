@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Callable, TypeVar
 
 from ._allowance import Allowance
-from ._engine import Engine
+from ._engine import Core, Engine
 from ._maps import Hooks, Mapper
 from ._messages import BYTES_A_TOKEN, Prompt, build_body, check_prompt, check_prompts, encode, longest_answer
 from ._runs import FutureRun, Run
@@ -32,6 +33,7 @@ from ._settings import (
     has_credentials,
     make_settings,
 )
+from ._shared import engine_for
 from ._version import __version__
 from .errors import ConfigurationError, PoolClosedError
 from .results import LOST_PARSE, Answers, ChatResult, Estimate, Retry
@@ -119,8 +121,10 @@ class ChatPool:
             has_own_auth=_has_auth(session),
         )
         self._session = session
+        self._tenant = object()  # by which an engine tells the runs of several pools apart
         self._progress = progress
         self._closed = False
+        self._is_shared = False  # its engine is used by other pools of this process, too
         # One engine for each process that uses this pool; a parent's stays here, unused, after a fork.
         self._engines: dict[int, Engine] = {}
         self._making: dict[int, threading.Lock] = {}
@@ -264,7 +268,11 @@ class ChatPool:
         """Give up what is under way, end the threads and close the connections. Closing again does nothing."""
         self._closed = True
         engine = self._engines.pop(os.getpid(), None)
-        if engine is not None:
+        if engine is None:
+            return
+        if self._is_shared:
+            engine.give_up(engine.runs_of(self._tenant), "the pool was closed")
+        else:
             engine.close()
 
     def __enter__(self) -> ChatPool:
@@ -277,7 +285,7 @@ class ChatPool:
         engine = self._engines.get(os.getpid())
         try:
             if kind is None and engine is not None:
-                wait(engine.futures())
+                wait(engine.futures_of(self._tenant))
         finally:
             self.close()
 
@@ -287,15 +295,27 @@ class ChatPool:
         return f"ChatPool({shown})"
 
     def __getstate__(self) -> dict[str, Any]:
-        """A pool travels as its settings; a key taken from the environment stays behind."""
+        """A pool travels as its settings; a key taken from the environment stays behind.
+
+        Pools that arrive in one process with equal settings share threads, connections, cool-down and budgets there.
+        Closing one of them gives up what was asked through it; the rest stays for the others, those to come included.
+        """
         settings = self._settings
         if settings.key_is_from_environment:
             settings = replace(settings, api_key=None)
-        return {**self.__dict__, "_settings": settings, "_engines": {}, "_making": {}, "_hooks": Hooks()}
+        return {
+            **self.__dict__,
+            "_settings": settings,
+            "_engines": {},
+            "_making": {},
+            "_hooks": Hooks(),
+            "_tenant": None,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._settings = find_key(self._settings)
+        self._is_shared, self._tenant = True, object()
 
     def _engine(self) -> Engine:
         """Return this process's engine; of many threads that want it first, one makes it for all."""
@@ -308,9 +328,15 @@ class ChatPool:
             with self._making.setdefault(pid, threading.Lock()):
                 engine = self._engines.get(pid)
                 if engine is None:
-                    engine = Engine(self._settings, self._session, f"chatpool/{__version__}")
-                    self._engines[pid] = engine
+                    self._engines[pid] = engine = self._make_engine()
         return engine
+
+    def _make_engine(self) -> Engine:
+        user_agent = f"chatpool/{__version__}"
+        if not self._is_shared:
+            return Engine(self._settings, Core(self._settings, self._session, user_agent))
+        key = b"" if self._session is None else pickle.dumps(self._session)
+        return engine_for(self._settings, self._session, key, user_agent)
 
     def _mapper(
         self,
@@ -334,13 +360,15 @@ class ChatPool:
     ) -> tuple[Engine, _R]:
         check_parse(parse)
         engine = self._engine()
-        return engine, kind(
+        run = kind(
             engine,
             params={**self._settings.params, **check_params(params)},
             parse=parse,
             deadline=check_deadline(deadline),
             max_time=self._settings.max_time,
         )
+        run.tenant = self._tenant
+        return engine, run
 
 
 def _has_auth(session: Session | None) -> bool:

@@ -26,6 +26,7 @@ FLOORS = [
     ["_maps"],
     ["_history"],
     ["report"],
+    ["_shared"],
     ["pool"],
     ["__init__", "testing"],
     ["_inputs", "_demo", "pytest_plugin"],
