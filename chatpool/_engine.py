@@ -82,6 +82,15 @@ class Engine:
         self._finalizer.atexit = False
         _engines.add(self)
 
+    @property
+    def places(self) -> int:
+        """How many calls may be in flight at once."""
+        return self._settings.max_workers
+
+    def share_budgets(self, part: float) -> None:
+        """Keep to this part of the budgets from now on, because other processes have the rest."""
+        self._governor.share_budgets(part)
+
     def start(self, run: Run, jobs: int, *, inline: bool = False) -> None:
         """Let the workers take so many jobs of a run; ``inline``: make them here and now, in this thread.
 
@@ -170,7 +179,7 @@ class Engine:
         if error is None:
             self._governor.answered()
         elif is_fatal_for_all(error) or call.gave_up:
-            run.stop(functools.partial(_not_sent, error), cut=False)
+            run.stop(functools.partial(not_sent, error), cut=False)
         elif isinstance(error, SpendLimitError):
             run.stop(functools.partial(SpendLimitError, str(error), code=error.code), cut=False)
         if error is not None:
@@ -315,7 +324,8 @@ def _is_awaited(run: Run) -> bool:
     return owner is not None and owner.is_alive() and not owner.daemon and owner is not threading.main_thread()
 
 
-def _not_sent(cause: CallError) -> NotSentError:
+def not_sent(cause: CallError) -> NotSentError:
+    """Return the error of a call that was not made, because another one showed that none can succeed."""
     if isinstance(cause, NotSentError) and isinstance(cause.__cause__, CallError):
         cause = cause.__cause__
     error = NotSentError(f"not sent, because no call can succeed: {cause}", code=cause.code)

@@ -190,10 +190,16 @@ class Budget:
     """
 
     def __init__(self, per_minute: float) -> None:
-        self._per_second = per_minute / 60
-        self._size = max(1.0, self._per_second * _BURST)
-        self._level = self._size
+        self._per_minute = per_minute
+        self._level = math.inf
+        self.share(1.0)
         self._filled_at: float | None = None
+
+    def share(self, part: float) -> None:
+        """Keep to a part of the budget; what was taken is not forgotten."""
+        self._per_second = part * self._per_minute / 60
+        self._size = max(1.0, self._per_second * _BURST)
+        self._level = min(self._level, self._size)
 
     def delay(self, now: float, need: float) -> float:
         """Return the seconds until ``need`` may be taken."""
@@ -290,6 +296,14 @@ class Governor:
             self._pace.refused(now, call.sent_at, delay, self._longest_wait)
             if self._tokens:
                 self._tokens.take(-call.tokens)
+            self._ring_head()
+
+    def share_budgets(self, part: float) -> None:
+        """Keep to a part of the budgets from now on; the rest is for other processes."""
+        with self._lock:
+            for budget in (self._requests, self._tokens):
+                if budget is not None:
+                    budget.share(part)
             self._ring_head()
 
     def _refuse_oversize(self, call: Call) -> None:

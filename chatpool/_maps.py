@@ -7,10 +7,9 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Protocol
 
 from ._call import unsent
-from ._engine import Engine
 from ._limits import PLACES
 from ._lines import digest_of
 from ._messages import Prompt, Task, build_body, check_prompt, path_of
@@ -39,6 +38,17 @@ class Hooks(NamedTuple):
         return any(self)
 
 
+class Makes(Protocol):
+    """What makes the calls of a map: this process's engine, or a cluster of them."""
+
+    @property
+    def places(self) -> int:
+        """How many calls may be in flight at once."""
+
+    def start(self, run: Any, jobs: int) -> None:
+        """Begin to make so many calls of a run."""
+
+
 class Mapper:
     """Sends the prompts of one map, all at once or bit by bit, and brings back what comes of them.
 
@@ -47,7 +57,7 @@ class Mapper:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Makes,
         run: Run,
         settings: Settings,
         *,
@@ -96,13 +106,13 @@ class Mapper:
     def stream(self, prompts: Iterable[Prompt | Task], *, in_order: bool) -> Iterator[ChatResult]:
         """Yield the results as they come, or in the order of the prompts; read these a little ahead."""
         run, source = self._run, _Reader(prompts)
-        window = _READ_AHEAD * self._settings.max_workers
         ready = run.results
         given = 0
         bar = Progress(source.total, self._progress)
         try:
             with self._open_ledger() as ledger:
                 while given < source.taken or not source.is_over:
+                    window = _READ_AHEAD * self._engine.places
                     if not source.is_over and source.taken - given < window:
                         bar.update(self._feed(source, ledger))
                     must_wait = source.is_over or source.taken - given >= window
@@ -132,7 +142,7 @@ class Mapper:
 
     def limited_by(self, calls: int) -> str:
         """Name what held the run back: its longest wait, or the number of workers if they were busy all the time."""
-        workers, waits = self._settings.max_workers, self._run.waits
+        workers, waits = self._engine.places, self._run.waits
         waited, wall = sum(waits.values()), self.wall
         if calls > workers and waited < _NOTABLE * workers * wall:
             return f"{PLACES}={workers}"

@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import os
 import sys
-from contextlib import closing, nullcontext
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
+from typing import Any
 
 from ._inputs import Input
 from ._lines import digest_of
+from ._maps import Mapper
 from ._messages import Task, build_body, encode, estimate_tokens, path_of
 from ._tally import Tally
 from .errors import ConfigurationError, JournalError
 from .journal import Journal, Ledger
 from .pool import ChatPool
 from .results import ChatResult
+
+_CONNECT_TIMEOUT = 10  # seconds, to a Dask scheduler
 
 
 class Stopped(Exception):
@@ -40,10 +45,12 @@ class Job:
         retries_failed: bool = True,
         max_requests: int | None = None,
         max_tokens: int | None = None,
+        dask: str | None = None,
     ) -> None:
         self.pool, self.source, self.output, self.kind = pool, source, output, kind
         self.as_text, self.deadline, self.retries_failed = as_text, deadline, retries_failed
         self.max_requests, self.max_tokens = max_requests, max_tokens
+        self.dask = dask
 
     def open(self) -> Input:
         """Open the input, which is not to be written over."""
@@ -66,16 +73,7 @@ class Job:
 def run(job: Job) -> int:
     """Send everything and tell what came of it on stderr; return the exit code."""
     tally = Tally()
-    with closing(job.open()) as prompts:
-        repeats = prompts.check(job.digest)
-        mapper = job.pool._mapper(
-            deadline=job.deadline,
-            journal=job.output,
-            max_requests=job.max_requests,
-            max_tokens=job.max_tokens,
-            retries_failed=job.retries_failed,
-            repeats=repeats,
-        )
+    with closing(job.open()) as prompts, _mapper(job, prompts.check(job.digest)) as mapper:
         try:
             for result in mapper.stream(prompts, in_order=job.as_text):
                 tally.add(result, is_resumed=result.index in mapper.resumed)
@@ -91,6 +89,35 @@ def run(job: Job) -> int:
     for line in tally.lines(mapper.wall, mapper.limited_by(tally.prompts - tally.resumed), mapper.waits):
         print(line, file=sys.stderr)
     return 1 if tally.failed else 0
+
+
+@contextmanager
+def _mapper(job: Job, repeats: frozenset[int]) -> Iterator[Mapper]:
+    """Make what does the work, in this process or on a cluster."""
+    how: dict[str, Any] = {"deadline": job.deadline, "journal": job.output}
+    how.update(retries_failed=job.retries_failed, repeats=repeats)
+    if job.dask is None:
+        yield job.pool._mapper(max_requests=job.max_requests, max_tokens=job.max_tokens, **how)
+        return
+    if job.max_requests is not None or job.max_tokens is not None:
+        raise ConfigurationError("--max-requests and --max-tokens cannot be kept to on a cluster; leave out --dask")
+    with _connect(job.dask) as client:
+        from .distributed import mapper  # noqa: PLC0415 - it is not needed for anything else
+
+        yield mapper(job.pool, client, **how)
+
+
+def _connect(scheduler: str) -> Any:
+    """Connect to a Dask scheduler: by its address, or by the file that it wrote."""
+    try:
+        from distributed import Client  # noqa: PLC0415 - it is not needed for anything else
+    except ImportError:
+        raise ConfigurationError("--dask needs Dask; pip install 'chatpool[dask]'") from None
+    named = {"scheduler_file": scheduler} if os.path.isfile(scheduler) else {"address": scheduler}
+    try:
+        return Client(**named, timeout=_CONNECT_TIMEOUT)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"no Dask scheduler at {scheduler}: {error}") from None
 
 
 def dry_run(job: Job) -> int:

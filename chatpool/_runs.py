@@ -116,7 +116,13 @@ class Run:
         return waiting
 
     def next_job(self, *, may_wait: bool) -> Job | None:
-        """Return the next call as a job: a parked one that is due, a new one, or with ``may_wait`` any parked one."""
+        """Return the next call as a job; None if there is none."""
+        call = self.next_call(may_wait=may_wait)
+        # A copy each: a context can be entered by one thread only.
+        return None if call is None else functools.partial(self._context.copy().run, self._make, call)
+
+    def next_call(self, *, may_wait: bool) -> Call | None:
+        """Return the next call: a parked one that is due, a new one, or with ``may_wait`` any parked one."""
         with self._changed:
             if self._is_dropped:
                 return None
@@ -130,8 +136,12 @@ class Run:
                     call.drop(_outer_gone())
             else:
                 return None
-        # A copy each: a context can be entered by one thread only.
-        return functools.partial(self._context.copy().run, self._make, call)
+        return call
+
+    @property
+    def waiting(self) -> int:
+        """How many prompts were not handed out yet."""
+        return len(self._todo)
 
     def has_ready_job(self) -> bool:
         """Whether a call can be handed out that need not wait."""
@@ -254,11 +264,11 @@ class Run:
             if result is None:
                 self._park(call)
             else:
-                self._close(call, result)
+                self.close(call, result)
         finally:
             _present.run = outer
 
-    def _close(self, call: Call, result: ChatResult) -> None:
+    def close(self, call: Call, result: ChatResult) -> None:
         """Record a result, and hand it out in any case: it was paid for."""
         try:
             self._write_down(call, result)

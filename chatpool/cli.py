@@ -21,6 +21,7 @@ _EXAMPLES = """examples:
   chatpool run batch.jsonl -o output.jsonl --workers 50    a file for OpenAI's Batch API, as it is
   chatpool run table.csv -o answers.jsonl --dry-run        what it would take; sends nothing
   chatpool run prompts.txt -o answers.jsonl --base-url http://localhost:8000/v1 --model llama3.2
+  chatpool run prompts.txt -o answers.jsonl --dask tcp://scheduler:8786    through a cluster's workers
   cat prompts.txt | chatpool run - -o answers.jsonl --param temperature=0 --param max_tokens=200
 
 The same command again sends only what has no good answer in the output file: after Ctrl-C, a crash, or an
@@ -102,6 +103,7 @@ def _add_run(commands: Any) -> None:
         default=True,
         help="ask again what failed in an earlier run (default: yes)",
     )
+    add("--dask", metavar="SCHEDULER", help="send through a Dask cluster's workers: an address, or a scheduler file")
     add("--progress", action=argparse.BooleanOptionalAction, default=None, help="default: on a terminal")
 
 
@@ -176,6 +178,7 @@ def _run(args: argparse.Namespace) -> int:
             retries_failed=args.retry_failed,
             max_requests=args.max_requests,
             max_tokens=args.max_tokens,
+            dask=args.dask,
         )
         return dry_run(job) if args.dry_run else run(job)
 

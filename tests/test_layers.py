@@ -28,6 +28,8 @@ FLOORS = [
     ["report"],
     ["_shared"],
     ["pool"],
+    ["_remote"],
+    ["distributed"],
     ["__init__", "testing"],
     ["_inputs", "_demo", "pytest_plugin"],
     ["_run"],
@@ -36,7 +38,14 @@ FLOORS = [
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 WIRE = {"_transport", "_connections", "_plain", "_failures", "_turns"}
-HOMES = {"requests": WIRE, "urllib3": WIRE, "backoff": {"_retry"}, "tqdm": {"_progress"}, "plotly": {"report"}}
+HOMES = {
+    "requests": WIRE,
+    "urllib3": WIRE,
+    "backoff": {"_retry"},
+    "tqdm": {"_progress"},
+    "plotly": {"report"},
+    "distributed": {"distributed", "_remote", "_run"},
+}
 MODULES = sorted(path.stem for path in ROOMS.glob("*.py"))
 
 

@@ -1,0 +1,305 @@
+"""chatpool on Dask: real schedulers, real worker processes, real kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("distributed", reason="needs Dask: pip install 'chatpool[dask]'")
+pytestmark = pytest.mark.filterwarnings("ignore")  # Dask's own warnings are not what is tested
+
+from distributed import Client, LocalCluster  # noqa: E402 - after the skip
+
+from chatpool import AuthenticationError, ChatPool, DeadlineError, NotSentError, distributed  # noqa: E402
+from chatpool.testing import FakeChatServer, Reply  # noqa: E402
+from tests.conftest import wait_until  # noqa: E402
+
+PROMPTS = [f"p{number}" for number in range(300)]
+
+
+def make_cluster(workers=2):
+    return LocalCluster(
+        n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None, host="127.0.0.1"
+    )
+
+
+@pytest.fixture(scope="module")
+def client():
+    """Two worker processes that all tests share which do no harm to them."""
+    with make_cluster() as cluster, Client(cluster) as client:
+        yield client
+
+
+@pytest.fixture
+def frail():
+    """Three worker processes to be killed, in a cluster that starts others in their place."""
+    with make_cluster(3) as cluster, Client(cluster) as client:
+        yield client
+
+
+@pytest.fixture
+def pool(server):
+    return ChatPool(4, base_url=server.url, max_wait=0.01)
+
+
+def test_map_is_the_pools_map(client, server, pool):
+    """Every answer in its place, each prompt asked once, over connections that are kept; results and summary are whole."""
+    server.script("p7", Reply(status=400, code="too_long"))
+    answers = distributed.map(pool, PROMPTS, client, params={"temperature": 0})
+    assert answers == [None if prompt == "p7" else prompt for prompt in PROMPTS]
+    assert len(server.requests) == 300
+    assert server.connections <= 2 * 4
+    assert server.most_in_flight <= 2 * 4
+    assert {request.body["temperature"] for request in server.requests} == {0}
+    assert [result.prompt for result in answers.results] == PROMPTS
+    assert answers.failures[0].error.code == "too_long"
+    assert "300 prompts: 299 answered, 1 failed" in answers.summary()
+
+
+def test_imap_unordered_reads_a_little_ahead(client, server, pool):
+    """From an endless input, no more is taken than four prompts for each place that the cluster has."""
+    taken = []
+    results = distributed.imap_unordered(pool, (taken.append(n) or str(n) for n in range(10**9)), client)
+    for given in range(1, 200):
+        result = next(results)
+        assert result.text == str(result.index)
+        assert len(taken) <= given + 4 * 2 * 4
+    results.close()
+
+
+def test_all_processes_work(client, server, pool):
+    """The prompts are spread over the workers, however few there are."""
+    server._latency = 0.05
+    answers = distributed.map(pool, ["a", "b"], client, parse=lambda text: (text, get_pid()))
+    assert [text for text, _ in answers] == ["a", "b"]
+    assert len({pid for _, pid in answers}) == 2
+
+
+def get_pid():
+    return os.getpid()
+
+
+def test_parse_runs_where_the_answer_is(client, server, pool):
+    """A lambda travels, its ValueError asks again, and what it returns comes back."""
+    server.script("n", Reply("x"), Reply("41"))
+    assert distributed.map(pool, ["n"], client, parse=lambda text: int(text) + 1) == [42]
+    assert server.count("n") == 2
+
+
+def test_bug_in_parse_is_raised(client, server, pool):
+    """With what was answered on the exception, as by any map."""
+    with pytest.raises(ZeroDivisionError) as caught:
+        distributed.map(pool, ["a", "b"], client, parse=lambda text: 1 / 0)
+    assert len(caught.value.answers) == 2
+
+
+def test_wrong_key_stops_all_processes(client, monkeypatch):
+    """What no prompt can survive is not tried by each of them for each."""
+    with FakeChatServer(key="sk-right") as server:
+        answers = distributed.map(ChatPool(4, base_url=server.url, api_key="sk-wrong"), PROMPTS, client)
+        assert {type(result.error) for result in answers.results} == {AuthenticationError, NotSentError}
+        assert len(server.requests) < 100
+
+
+def test_deadline_bounds_it(client, server, pool):
+    """What is done by then comes back; the workers are told to stop, and do."""
+    server.script("hangs", Reply(fault="stall"))
+    answers = distributed.map(pool, ["a", "hangs", "b"], client, deadline=2)
+    assert answers == ["a", None, "b"]
+    assert isinstance(answers.results[1].error, DeadlineError)
+    assert wait_until(lambda: client.run(runs_under_way) and not any(client.run(runs_under_way).values()))
+    assert distributed.map(pool, ["c"], client) == ["c"]
+
+
+def runs_under_way():
+    from chatpool import _remote
+
+    return len(_remote._runs)
+
+
+def test_iterator_dropped_half_way_cancels(client, server, pool):
+    """Nothing more is sent, and nothing of the run is left behind, there or here."""
+    server._latency = 0.02
+    results = distributed.imap_unordered(pool, (str(n) for n in range(10**6)), client)
+    next(results)
+    results.close()
+    assert wait_until(lambda: not any(client.run(runs_under_way).values()))
+    sent = len(server.requests)
+    time.sleep(0.2)
+    assert len(server.requests) == sent
+    assert wait_until(lambda: not client.run_on_scheduler(left_on_scheduler))
+
+
+def left_on_scheduler(dask_scheduler):
+    queues = [name for name in dask_scheduler.extensions["queues"].queues if name.startswith("chatpool")]
+    return queues + [key for key in dask_scheduler.tasks if str(key).startswith("chatpool")]
+
+
+def test_journal_stays_with_the_caller(client, server, pool, tmp_path):
+    """One file, the same as any map's: the next run asks only for what is not in it."""
+    path = tmp_path / "answers.jsonl"
+    server.script("p3", Reply(status=400), Reply("better"))
+    server.script("p4", Reply(status=500), Reply("late"))
+    assert distributed.map(pool, PROMPTS, client, journal=path)[3] is None
+    assert pool.map(PROMPTS[:5], journal=path)[3] == "better"
+    assert distributed.map(pool, PROMPTS, client, journal=path)[3] == "better"
+    assert len(server.requests) == 300 + 1 + 1
+    tries = [json.loads(line)["chatpool"].get("tries") for line in path.read_text().splitlines()]
+    assert sum(len(told) for told in tries if told) == 3  # p3 once, p4 twice
+    pool.close()
+
+
+def test_budget_is_shared_out(client, server):
+    """Two processes keep to one budget, from the first second on."""
+    pool = ChatPool(4, base_url=server.url, requests_per_minute=1200)
+    distributed.map(pool, PROMPTS[:60], client)
+    times = sorted(request.time for request in server.requests)
+    for first, last in zip(times, times[40:]):
+        assert last - first >= 0.9  # 20 a second, and one second's worth at once
+
+
+def test_worker_killed_in_mid_run(frail, server, pool, tmp_path):
+    """SIGKILL: every prompt has its answer; paid for twice is at most what was on the wire or not yet told of."""
+    server._latency = 0.05
+    victim = next(iter(frail.run(os.getpid).values()))
+    results, came = distributed.imap_unordered(pool, PROMPTS, frail, journal=tmp_path / "j"), {}
+    for result in results:
+        came[result.index] = result
+        if len(came) == 60:
+            os.kill(victim, signal.SIGKILL)
+    assert [came[index].text for index in range(300)] == PROMPTS
+    assert len((tmp_path / "j").read_text().splitlines()) == 300
+    again = sum(count - 1 for count in Counter(request.prompt for request in server.requests).values())
+    assert 0 < again <= 4 + 16  # on the wire: max_workers; in a tenth of a second and a look at the queue: a few more
+
+
+def test_prompt_that_kills_its_workers_is_given_up(frail, server, pool):
+    """After three workers it is not sent again; the others have their answers."""
+    server.script("deadly", Reply("die"))
+
+    def parse(text):
+        if text == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return text
+
+    answers = distributed.map(pool, ["a", "deadly", "b"], frail, parse=parse)
+    assert server.count("deadly") == 3
+    assert isinstance(answers.results[1].error, NotSentError)
+    assert answers.results[1].error.code == "workers_lost"
+    assert (answers[0], answers[2]) in {("a", "b"), (None, "b"), ("a", None), (None, None)}
+
+
+SCRIPT = """
+import sys, threading, os, signal
+from distributed import Client
+from chatpool import ChatPool, distributed
+pool = ChatPool(4, base_url=sys.argv[2])
+with Client(sys.argv[1]) as client:
+    try:
+        distributed.map(pool, ["a"] + ["hangs"] * 40, client, journal=sys.argv[3])
+    except KeyboardInterrupt as error:
+        print("ANSWERED", [result.text for result in error.answers.results if result.ok], flush=True)
+"""
+
+
+def test_ctrl_c_cancels_what_is_out(client, server, tmp_path):
+    """In well under the calls' time: what was done is on the exception and in the journal, and the workers let go."""
+    server.script("hangs", Reply(fault="stall"))
+    address = client.scheduler_info()["address"]
+    journal = tmp_path / "j"
+    words = [sys.executable, "-c", SCRIPT, address, server.url, str(journal)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert wait_until(lambda: journal.exists() and journal.read_text().count("\n") == 1, 30)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert "ANSWERED ['a']" in out, err
+    assert wait_until(lambda: not any(client.run(runs_under_way).values()))
+
+
+def test_caller_that_is_killed_leaves_no_endless_work(client, server, tmp_path):
+    """Its batches end by themselves, and the cluster is as good as before."""
+    server._latency = 0.05
+    code = SCRIPT.replace('["a"] + ["hangs"] * 40', "[str(n) for n in range(100000)]")
+    address, journal = client.scheduler_info()["address"], tmp_path / "j"
+    with subprocess.Popen([sys.executable, "-c", code, address, server.url, str(journal)]) as process:
+        assert wait_until(lambda: journal.exists() and journal.read_text().count("\n") > 20, 30)
+        process.kill()
+    assert wait_until(lambda: not any(client.run(runs_under_way).values()), 20)
+    assert distributed.map(ChatPool(4, base_url=server.url), ["b"], client) == ["b"]
+
+
+@pytest.fixture
+def started(tmp_path):
+    """A scheduler and workers from the commands that Dask's users start them with."""
+    processes, scheduler_file = [], tmp_path / "scheduler.json"
+    dask = Path(sys.executable).with_name("dask")
+
+    def start(*words):
+        log = (tmp_path / f"{len(processes)}.log").open("w")
+        processes.append(subprocess.Popen([dask, *words], stdout=log, stderr=log, cwd=tmp_path))
+        return processes[-1]
+
+    start("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(scheduler_file))
+    yield (
+        scheduler_file,
+        lambda: start("worker", "--scheduler-file", str(scheduler_file), "--nthreads", "2", "--no-dashboard"),
+    )
+    for process in reversed(processes):
+        process.terminate()
+    for process in processes:
+        process.wait(20)
+
+
+def test_command_on_a_scheduler_with_workers(started, server, tmp_path):
+    """``chatpool run --dask`` waits for workers that come late, uses one that comes later, and ends with the answers."""
+    scheduler_file, start_worker = started
+    server._latency = 0.05
+    (tmp_path / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in PROMPTS))
+    words = ["run", "prompts.txt", "-o", "out.jsonl", "--text", "--workers", "4", "--base-url", server.url]
+    assert wait_until(scheduler_file.exists, 60)
+    with subprocess.Popen(
+        [sys.executable, "-m", "chatpool", *words, "--dask", str(scheduler_file)],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        start_worker()
+        assert wait_until(lambda: len(server.requests) > 40, 60)
+        start_worker()
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert out.splitlines() == PROMPTS
+    assert "300 prompts: 300 answered, 0 failed" in err
+    assert len(server.requests) == 300
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--dask", "tcp://127.0.0.1:9"], "no Dask scheduler at tcp://127.0.0.1:9"),
+        (["--dask", "nonsense://"], "no Dask scheduler at nonsense://"),
+        (["--dask", "tcp://127.0.0.1:9", "--max-tokens", "5"], "cannot be kept to on a cluster"),
+    ],
+)
+def test_mistakes_of_the_command_are_sentences(tmp_path, monkeypatch, words, told):
+    """Exit code 2 and no traceback."""
+    (tmp_path / "p.txt").write_text("a\n")
+    monkeypatch.setenv("CHATPOOL_TEST", "1")
+    run = [sys.executable, "-m", "chatpool", "run", "p.txt", "-o", "o", "--base-url", "http://127.0.0.1:9"]
+    done = subprocess.run([*run, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_dask_it_says_what_to_install():
+    """The import names the extra; the rest of the package does without."""
+    code = "import sys; sys.modules['distributed'] = None\nimport chatpool\nimport chatpool.distributed"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "pip install 'chatpool[dask]'" in done.stderr.splitlines()[-1]
