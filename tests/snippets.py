@@ -54,9 +54,10 @@ def snippets(path: Path) -> list[Snippet]:
 def run_tests(space: dict[str, Any]) -> None:
     """Call the tests that a snippet defines, each with a server of its own, as pytest would."""
     for test in [value for name, value in space.items() if name.startswith("test_")]:
-        assert list(inspect.signature(test).parameters) == ["fake_chat_server"]
+        names = list(inspect.signature(test).parameters)
+        assert set(names) <= {"fake_chat_server"}
         with FakeChatServer() as server:
-            test(server)
+            test(*[server for _ in names])
 
 
 def answer(request: Request) -> Reply:
