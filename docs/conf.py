@@ -13,8 +13,13 @@ from docutils import nodes
 from docutils.parsers.rst import Directive
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # this clone's chatpool, whatever is installed
+import requests
 
-import chatpool
+import chatpool.journal
+import chatpool.pool
+
+# Signatures name them, but pool.py imports them for type checkers only.
+vars(chatpool.pool).update(Session=requests.Session, PathLike=chatpool.journal.PathLike)
 
 project = "chatpool"
 version = release = chatpool.__version__
@@ -68,7 +73,7 @@ def _on_docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines:
 
 
 def _on_source(app: Any, name: str, source: list[str]) -> None:
-    """Put the pages that index.md does not name in the place that it keeps for them; an empty glob would be a warning."""
+    """Put the pages that index.md does not name where it keeps a place for them; a glob of none would be a warning."""
     if name == "index":
         others = sorted(page.stem for page in Path(app.srcdir).glob("*.md") if f"\n{page.stem}\n" not in source[0])
         source[0] = source[0].replace("other pages\n", "".join(f"{page}\n" for page in others if page != "index"))
