@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ import pytest
 
 from chatpool import ChatPool
 from chatpool.testing import FakeChatServer
+from tests.snippets import answer
 
 _VARIABLES = ["OPENAI_API_KEY", "OPENAI_BASE_URL", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "NETRC"]
 _PROXIES = ["http_proxy", "https_proxy", "all_proxy", "no_proxy"]
@@ -34,6 +36,16 @@ def no_thread_left_behind() -> Iterator[None]:
 def server(fake_chat_server: FakeChatServer) -> FakeChatServer:
     """The package's own fixture, by a shorter name."""
     return fake_chat_server
+
+
+@pytest.fixture
+def named_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeChatServer]:
+    """A server that the environment names, for scripts and snippets that know of no test."""
+    with FakeChatServer(reply=answer, key="sk-test") as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+        yield server
+    gc.collect()  # a script's globals are a circle, and its pool is among them
 
 
 @pytest.fixture

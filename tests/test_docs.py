@@ -8,34 +8,21 @@ import re
 import runpy
 import shlex
 import sys
-from pathlib import Path
 
 import pytest
 
 from chatpool.cli import main
-from chatpool.testing import FakeChatServer, Reply
+from tests.snippets import ROOT, run_tests, snippets
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+SNIPPETS = snippets(ROOT / "README.md")
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
-def answer(request):
-    """JSON where JSON is asked for, else the prompt."""
-    return (
-        Reply(json.dumps({"name": "Lima", "population": 10_000_000})) if "response_format" in request.body else Reply()
-    )
-
-
 @pytest.fixture
-def server(monkeypatch):
+def server(named_server):
     """A server that the environment names, as a user's would."""
-    with FakeChatServer(reply=answer, key="sk-test") as server:
-        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
-        monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
-        yield server
-    gc.collect()  # a script's globals are a circle, and its pool is among them
+    return named_server
 
 
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
@@ -43,12 +30,11 @@ def test_readme_snippet(server, number, tmp_path, monkeypatch):
     """Each runs as it stands; what it defines is called."""
     monkeypatch.chdir(tmp_path)
     space = {"__name__": "__readme__"}
-    exec(compile(SNIPPETS[number], f"README snippet {number}", "exec"), space)
+    SNIPPETS[number].run(space)
     if "view" in space:
         assert space["view"](["a", "b"]) == ["a", "b"]
         assert space["pool"].close() is None
-    for test in [value for name, value in space.items() if name.startswith("test_")]:
-        test(server_without_key(server))
+    run_tests(space)
     for name in ("answers", "people"):
         if name in space:
             assert None not in space[name]
@@ -66,11 +52,6 @@ def test_readme_commands(server, tmp_path, monkeypatch, capsys):
     assert len(commands) == 4
     for command in commands:
         assert main(shlex.split(command)) == 0, capsys.readouterr().err
-
-
-def server_without_key(server):
-    server._key = None
-    return server
 
 
 def test_readme_names_every_option():
