@@ -15,6 +15,7 @@ from chatpool import ChatPool
 from chatpool._history import History, Series, Spans, read_history
 from chatpool.cli import main
 from chatpool.testing import Reply
+from tests.snippets import ROOT, snippets
 
 NASTY = "</script><script>document.title='hacked'</script>"
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -206,6 +207,15 @@ def test_without_plotly_it_says_what_to_install(journal):
     done = subprocess.run([sys.executable, "-c", program, "report", str(journal)], capture_output=True, text=True)
     assert done.returncode == 2
     assert "pip install 'chatpool[report]'" in done.stderr
+
+
+def test_documented_snippet(named_server, tmp_path, monkeypatch):
+    """What the documentation shows works as it stands."""
+    pytest.importorskip("plotly")
+    monkeypatch.chdir(tmp_path)
+    for snippet in snippets(ROOT / "docs" / "report.md"):
+        snippet.run({})
+    assert "3 prompts: 3 answered" in (tmp_path / "report.html").read_text()
 
 
 @pytest.fixture
