@@ -70,6 +70,29 @@ def test_one_prompt_in_place_of_many(prompts):
         check_prompts(prompts)
 
 
+def test_dict_of_prompts_in_place_of_a_series():
+    """Iterating over it would send its keys."""
+    with pytest.raises(
+        TypeError, match=r"prompts is a dict; pass a series of prompts, such as list\(prompts.values\(\)\)"
+    ):
+        check_prompts({"Peru": "Name a river.", "Chad": "Name a river."})
+
+
+def test_table_in_place_of_a_column():
+    """Iterating over pandas' would send the names of its columns."""
+
+    class DataFrame:
+        columns = ("prompt",)
+
+        def __iter__(self):
+            return iter(self.columns)
+
+    with pytest.raises(
+        TypeError, match=r'prompts is a whole DataFrame; pass one of its columns, such as frame\["prompt"\]'
+    ):
+        check_prompts(DataFrame())
+
+
 def test_lone_surrogates_and_other_scripts_survive():
     """Everything a str can hold arrives, escaped."""
     text = "naïve 日本 \ud800 😀"
