@@ -30,7 +30,7 @@ def check_prompts(prompts: Any) -> None:
         raise TypeError(
             f'prompts is a whole {type(prompts).__name__}; pass one of its columns, such as frame["prompt"]'
         )
-    if isinstance(prompts, Mapping) and "messages" not in prompts:
+    if isinstance(prompts, Mapping) and not {"messages", "role"} & set(prompts):
         raise TypeError(
             f"prompts is a {type(prompts).__name__}; pass a series of prompts, such as list(prompts.values())"
         )

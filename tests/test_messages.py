@@ -63,7 +63,7 @@ def test_nan_in_a_prompt_is_a_value_error():
         check_prompt({"messages": MESSAGES, "temperature": float("nan")}, 7)
 
 
-@pytest.mark.parametrize("prompts", ["one prompt", b"bytes", {"messages": MESSAGES}])
+@pytest.mark.parametrize("prompts", ["one prompt", b"bytes", {"messages": MESSAGES}, MESSAGES[0]])
 def test_one_prompt_in_place_of_many(prompts):
     """Iterating over a lone str would send its letters."""
     with pytest.raises(TypeError, match="not a series of prompts"):
