@@ -1,4 +1,4 @@
-"""A column of prompts in a data frame, and beside it the answers, and why there is none.
+"""A column of prompts in a data frame, and beside it the answers, or why there is none.
 
 pip install pandas
 OPENAI_API_KEY=… python examples/pandas_column.py
@@ -8,18 +8,19 @@ import pandas as pd
 
 from chatpool import ChatPool
 
-df = pd.DataFrame({"country": ["Peru", "Chad", None, "Laos"]})
-df["prompt"] = "Name a river in " + df["country"] + "."  # missing where the country is
+pool = ChatPool(max_workers=20)
 
-with ChatPool(max_workers=20) as pool:
-    asked = df["prompt"].dropna()  # map refuses a missing prompt, with its position, before anything is sent
-    answers = pool.map(asked)
+df = pd.DataFrame({"prompt": [f"Name a river in {country}." for country in ("Peru", "Chad", "Laos")]})
+df["answer"] = answers = pool.map(df["prompt"])  # missing where a call failed
+df["error"] = [result.error for result in answers.results]  # and why
+print(df.to_string())
 
-# With the index of what was asked, pandas puts each in its row. A failed call's answer is missing, and so is the answer
-# of a row that was not asked; the error tells one from the other.
-df["answer"] = pd.Series(answers, index=asked.index, dtype=object)
+# Where prompts are missing, map would refuse the column before it sends anything. What is left of it keeps its index, by
+# which pandas puts each answer in its row. Rows that were not asked have neither answer nor error.
+df = pd.DataFrame({"country": ["Peru", None, "Laos"]})
+asked = ("Name a mountain in " + df["country"] + ".").dropna()
+answers = pool.map(asked)
+df["answer"] = pd.Series(answers, index=asked.index)
 df["error"] = pd.Series([result.error for result in answers.results], index=asked.index, dtype=object)
-df["tokens"] = pd.Series([result.usage and result.usage.total_tokens for result in answers.results], index=asked.index)
-
-print(df[["country", "answer", "error", "tokens"]].to_string())
+print(df.to_string())
 print(answers.summary())
