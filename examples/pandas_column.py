@@ -15,8 +15,8 @@ df["answer"] = answers = pool.map(df["prompt"])  # missing where a call failed
 df["error"] = [result.error for result in answers.results]  # and why
 print(df.to_string())
 
-# Where prompts are missing, map would refuse the column before it sends anything. What is left of it keeps its index, by
-# which pandas puts each answer in its row. Rows that were not asked have neither answer nor error.
+# Where prompts are missing, map would refuse the column before it sends anything. What dropna leaves keeps its index,
+# by which pandas puts each answer in its row. Rows that were not asked have neither answer nor error.
 df = pd.DataFrame({"country": ["Peru", None, "Laos"]})
 asked = ("Name a mountain in " + df["country"] + ".").dropna()
 answers = pool.map(asked)
