@@ -11,6 +11,7 @@ Prompt = Union[str, list[dict[str, Any]], dict[str, Any]]
 
 CHAT_PATH = "/v1/chat/completions"
 BYTES_A_TOKEN = 4
+_MISSING = ("NoneType", "NAType", "NaTType")  # types of None and of pandas' marks for what is missing
 _encoder = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 
 
@@ -24,7 +25,15 @@ class Task:
 
 
 def check_prompts(prompts: Any) -> None:
-    """Refuse what can be iterated but is no series of prompts, such as one lone prompt."""
+    """Refuse what can be iterated but is no series of prompts: one lone prompt, a table, which yields its columns."""
+    if hasattr(type(prompts), "columns"):  # a DataFrame of pandas, polars and others, none of which is imported for it
+        raise TypeError(
+            f'prompts is a whole {type(prompts).__name__}; pass one of its columns, such as frame["prompt"]'
+        )
+    if isinstance(prompts, Mapping) and not {"messages", "role"} & set(prompts):
+        raise TypeError(
+            f"prompts is a {type(prompts).__name__}; pass a series of prompts, such as list(prompts.values())"
+        )
     if isinstance(prompts, (str, bytes, Mapping)):
         raise TypeError(
             f"prompts is one {type(prompts).__name__}, not a series of prompts; "
@@ -59,7 +68,8 @@ def check_prompt(prompt: Any, index: int) -> None:
 
 
 def _hint(prompt: Any) -> str:
-    missing = prompt is None or (isinstance(prompt, float) and prompt != prompt)
+    # pandas' NA refuses to be compared, even with itself.
+    missing = type(prompt).__name__ in _MISSING or (isinstance(prompt, float) and prompt != prompt)
     return "; drop missing values first" if missing else ""
 
 

@@ -17,6 +17,7 @@ from tests.snippets import ROOT, run_tests, snippets
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SNIPPETS = snippets(ROOT / "README.md")
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+NEEDS = {"pandas_column": "pandas", "pydantic_answers": "pydantic"}  # what an example imports beyond the package's own
 
 
 @pytest.fixture
@@ -67,6 +68,7 @@ def test_readme_names_every_option():
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example(server, path, tmp_path, monkeypatch, capsys):
     """Every example runs and prints or writes answers."""
+    pytest.importorskip(NEEDS.get(path.stem, "chatpool"))
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("one\n\ntwo\n")
     arguments = {
@@ -84,6 +86,8 @@ def test_example(server, path, tmp_path, monkeypatch, capsys):
         "plain_script": "50 answered, 0 failed",
         "structured_answers": "City(name='Lima'",
         "local_server": "Say hello.",
+        "pandas_column": "Name a river in Laos.",
+        "pydantic_answers": "name='Lima' population=10000000",
     }
     assert expected.get(path.stem, "") in told
     assert len(server.requests) > 1

@@ -63,11 +63,34 @@ def test_nan_in_a_prompt_is_a_value_error():
         check_prompt({"messages": MESSAGES, "temperature": float("nan")}, 7)
 
 
-@pytest.mark.parametrize("prompts", ["one prompt", b"bytes", {"messages": MESSAGES}])
+@pytest.mark.parametrize("prompts", ["one prompt", b"bytes", {"messages": MESSAGES}, MESSAGES[0]])
 def test_one_prompt_in_place_of_many(prompts):
     """Iterating over a lone str would send its letters."""
     with pytest.raises(TypeError, match="not a series of prompts"):
         check_prompts(prompts)
+
+
+def test_dict_of_prompts_in_place_of_a_series():
+    """Iterating over it would send its keys."""
+    with pytest.raises(
+        TypeError, match=r"prompts is a dict; pass a series of prompts, such as list\(prompts.values\(\)\)"
+    ):
+        check_prompts({"Peru": "Name a river.", "Chad": "Name a river."})
+
+
+def test_table_in_place_of_a_column():
+    """Iterating over pandas' would send the names of its columns."""
+
+    class DataFrame:
+        columns = ("prompt",)
+
+        def __iter__(self):
+            return iter(self.columns)
+
+    with pytest.raises(
+        TypeError, match=r'prompts is a whole DataFrame; pass one of its columns, such as frame\["prompt"\]'
+    ):
+        check_prompts(DataFrame())
 
 
 def test_lone_surrogates_and_other_scripts_survive():
