@@ -1,68 +1,52 @@
-"""The servers as fixtures. Each is started once for all tests of a process, and tests leave it as they found it."""
+"""The servers as fixtures: started on a free port at first use, ended with the tests; without them tests are skipped."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Iterator
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Callable
 
 import pytest
 
 from chatpool.testing import FakeChatServer
 
 from .servers import RunningServer, running, skip_unless_installed
-from .set_up import FOLDER, find_program, python_of
+from .set_up import FOLDER, HERE, find_program, python_of
 
-HERE = Path(__file__).resolve().parent
+SETTINGS = HERE / "settings"
 MakeNginx = Callable[..., RunningServer]
+
+_NGINX = """
+daemon off;
+master_process off;
+pid nginx.pid;
+events {{ worker_connections 1024; }}
+http {{
+    client_body_temp_path body;
+    proxy_temp_path proxied;
+    fastcgi_temp_path none;
+    uwsgi_temp_path none;
+    scgi_temp_path none;
+    log_format connections "$connection $connection_requests $status";
+    access_log access.log connections;
+    proxy_http_version 1.1;
+    proxy_set_header Connection "";
+    {http}
+    server {{
+        listen 127.0.0.1:{port} {listen};
+        {server}
+    }}
+}}
+"""
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where servers write."""
     return tmp_path_factory.mktemp("servers")
-
-
-@pytest.fixture(scope="session")
-def llama_cpp(folder: Path) -> Iterator[RunningServer]:
-    """llama.cpp's server, with a model that writes nonsense. Its key is sk-test, its model's name tiny."""
-    skip_unless_installed("llama_cpp")
-    home = FOLDER / "llama_cpp"
-    model = ["--model", str(home / "tiny.gguf"), "--model_alias", "tiny", "--chat_format", "chatml"]
-    lean = ["--n_ctx", "2048", "--n_threads", "1", "--verbose", "false"]
-    start = [str(python_of(home)), "-m", "llama_cpp.server", *model, *lean, "--api_key", "sk-test"]
-    with running(lambda port: [*start, "--port", str(port)], folder / "llama_cpp.log", cwd=folder) as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def aimock(folder: Path) -> Iterator[RunningServer]:
-    """aimock, which answers "question 007" with "answer 007" and plays the faults of aimock.json. Its key is sk-test."""
-    skip_unless_installed("aimock")
-    home, answers = FOLDER / "aimock", folder / "aimock"
-    answers.mkdir()
-    (answers / "answers.json").write_text(json.dumps({"fixtures": [_question(number) for number in range(1000)]}))
-    (answers / "faults.json").write_bytes((HERE / "aimock.json").read_bytes())
-    program = home / "node_modules" / "@copilotkit" / "aimock" / "dist" / "cli.js"
-    start = ["node", program, "-h", "127.0.0.1", "-f", answers, "--log-level", "warn"]
-    settings = {"AIMOCK_API_KEYS": "sk-test"}
-    with running(lambda port: [*start, "-p", str(port)], folder / "aimock.log", cwd=home, environment=settings) as server:
-        yield server
-
-
-def _question(number: int) -> dict[str, dict[str, str]]:
-    return {"match": {"userMessage": f"question {number:03}"}, "response": {"content": f"answer {number:03}"}}
-
-
-@pytest.fixture(scope="session")
-def prism(folder: Path) -> Iterator[RunningServer]:
-    """Prism, which refuses with 422 what OpenAI's published description of its API does not allow."""
-    skip_unless_installed("prism")
-    home = FOLDER / "prism"
-    program = home / "node_modules" / "@stoplight" / "prism-cli" / "dist" / "index.js"
-    start = ["node", program, "mock", "-h", "127.0.0.1", "--errors", "true", home / "chat.json"]
-    with running(lambda port: [*start, "-p", str(port)], folder / "prism.log", cwd=home) as server:
-        yield server
 
 
 @pytest.fixture(scope="session")
@@ -73,38 +57,87 @@ def behind() -> Iterator[FakeChatServer]:
 
 
 @pytest.fixture(scope="session")
-def litellm(folder: Path, behind: FakeChatServer) -> Iterator[RunningServer]:
-    """The LiteLLM proxy; what it is told stands in litellm_settings.py."""
-    skip_unless_installed("litellm")
-    from .litellm_settings import settings
+def llama_cpp(folder: Path) -> Iterator[RunningServer]:
+    """llama.cpp's server, with a model called tiny that writes nonsense. Its key is sk-test."""
+    skip_unless_installed("llama_cpp")
+    home = FOLDER / "llama_cpp"
+    model = ["--model", str(home / "tiny.gguf"), "--model_alias", "tiny", "--chat_format", "chatml"]
+    lean = ["--n_ctx", "2048", "--n_threads", "1", "--verbose", "false"]
+    start = [python_of(home), "-m", "llama_cpp.server", *model, *lean, "--api_key", "sk-test", "--port"]
+    with running(lambda port: [*start, str(port)], folder / "llama_cpp.log", cwd=folder) as server:
+        yield server
 
-    (folder / "litellm.json").write_text(json.dumps(settings(behind.url)))  # JSON is YAML, too
-    (folder / "litellm_keys.py").write_bytes((HERE / "litellm_keys.py").read_bytes())  # it is looked for beside it
+
+@pytest.fixture(scope="session")
+def aimock(folder: Path) -> Iterator[RunningServer]:
+    """aimock, which answers "question 007" with "answer 007" and plays the faults of aimock.json. Its key is sk-test."""
+    skip_unless_installed("aimock")
+    questions = folder / "questions.json"
+    questions.write_text(json.dumps({"fixtures": [_question(number) for number in range(1000)]}))
+    program = FOLDER / "aimock" / "node_modules" / "@copilotkit" / "aimock" / "dist" / "cli.js"
+    start = ["node", program, "-f", SETTINGS / "aimock.json", "-f", questions, "--log-level", "warn", "-p"]
+    keys = {"AIMOCK_API_KEYS": "sk-test"}
+    with running(lambda port: [*start, str(port)], folder / "aimock.log", cwd=folder, environment=keys) as server:
+        yield server
+
+
+def _question(number: int) -> dict[str, dict[str, str]]:
+    return {"match": {"userMessage": f"question {number:03}"}, "response": {"content": f"answer {number:03}"}}
+
+
+@pytest.fixture(scope="session")
+def prism(folder: Path) -> Iterator[RunningServer]:
+    """Prism, which answers a valid request with "valid", and refuses any other with 422."""
+    skip_unless_installed("prism")
+    home = FOLDER / "prism"
+    program = home / "node_modules" / "@stoplight" / "prism-cli" / "dist" / "index.js"
+    start = ["node", program, "mock", home / "chat.json", "--errors", "true", "-h", "127.0.0.1", "-p"]
+    with running(lambda port: [*start, str(port)], folder / "prism.log", cwd=folder) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def litellm(folder: Path, behind: FakeChatServer) -> Iterator[RunningServer]:
+    """The LiteLLM proxy; its models stand in litellm.yaml, its keys in litellm_keys.py."""
+    skip_unless_installed("litellm")
     program = FOLDER / "litellm" / "venv" / "bin" / "litellm"
-    start = [program, "--config", folder / "litellm.json", "--host", "127.0.0.1", "--telemetry", "False"]
-    # A "minute" of two seconds, and no download of prices at the start.
-    quick = {"LITELLM_RATE_LIMIT_WINDOW_SIZE": "2", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
-    with running(lambda port: [*start, "--port", str(port)], folder / "litellm.log", cwd=folder, environment=quick) as server:
+    start = [program, "--config", SETTINGS / "litellm.yaml", "--host", "127.0.0.1", "--telemetry", "False", "--port"]
+    settings = {
+        "BEHIND": behind.url,
+        "LITELLM_MASTER_KEY": f"sk-{secrets.token_hex(32)}",  # it does not start without
+        "LITELLM_RATE_LIMIT_WINDOW_SIZE": "2",  # its "minute", in seconds
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # no download of prices
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    with running(lambda port: [*start, str(port)], folder / "litellm.log", cwd=folder, environment=settings) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def forward_proxy(folder: Path) -> Iterator[RunningServer]:
+    """proxy.py, for who says user:secret. It alone knows that chat.test is this machine."""
+    skip_unless_installed("forward_proxy")
+    program = FOLDER / "forward_proxy" / "venv" / "bin" / "proxy"
+    small = ["--num-workers", "1", "--num-acceptors", "1", "--data-dir", folder / "forward_proxy"]
+    start = [program, *small, "--plugins", "proxy_names.Names", "--basic-auth", "user:secret", "--port"]
+    settings = {"PYTHONPATH": str(SETTINGS), "PYTHONDONTWRITEBYTECODE": "1"}
+    log = folder / "forward_proxy.log"
+    with running(lambda port: [*start, str(port)], log, cwd=folder, environment=settings) as server:
         yield server
 
 
 @pytest.fixture
 def make_nginx(tmp_path: Path) -> Iterator[MakeNginx]:
-    """Start nginx with directives for ``http`` and for ``server``; see nginx.conf for those that it always has."""
+    """Start nginx with these directives in ``server`` and ``http``; each request is a line in access.log."""
     skip_unless_installed("nginx")
-    import contextlib
-
-    program, template = find_program("nginx"), (HERE / "nginx.conf").read_text()
+    settings, program = tmp_path / "nginx.conf", find_program("nginx") or ""
+    start = [program, "-p", tmp_path, "-c", settings, "-e", "stderr"]
     with contextlib.ExitStack() as stack:
 
         def make(server: str, http: str = "", listen: str = "") -> RunningServer:
-            def command(port: int) -> list[str]:
-                words = {"PORT": str(port), "LISTEN": listen, "HTTP": http, "SERVER": server}
-                text = template
-                for word, value in words.items():
-                    text = text.replace(f"@{word}@", value)
-                (tmp_path / "nginx.conf").write_text(text)
-                return [str(program), "-p", str(tmp_path), "-c", "nginx.conf", "-e", "stderr"]
+            def command(port: int) -> list[str | Path]:
+                settings.write_text(_NGINX.format(port=port, server=server, http=http, listen=listen))
+                return start
 
             return stack.enter_context(running(command, tmp_path / "nginx.log", cwd=tmp_path))
 

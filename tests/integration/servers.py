@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Union
 import pytest
 
 from ..conftest import wait_until
-from .set_up import is_installed
+from .set_up import HERE, is_installed
 
 _PATIENCE = 90.0  # seconds for a server to answer; the slowest needs 10 on an idle machine
 _PARTING = 5.0  # seconds to end when asked to
@@ -36,6 +37,11 @@ class RunningServer:
     def url(self) -> str:
         """Its root, without a path."""
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def api(self) -> str:
+        """The base URL of its API, as most have it."""
+        return f"{self.url}/v1"
 
 
 def skip_unless_installed(name: str) -> None:
@@ -65,18 +71,19 @@ def _process(
     # None of the machine's keys, proxies and settings reach a server.
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
     process = subprocess.Popen(
-        [str(part) for part in command],
-        stdin=subprocess.DEVNULL,
+        [sys.executable, str(HERE / "keeper.py"), *map(str, command)],
+        stdin=subprocess.PIPE,
         stdout=output,
         stderr=subprocess.STDOUT,
         cwd=cwd,
         env={**kept, **environment},
         start_new_session=True,  # with its children it is one group, which can be ended as a whole
     )
-    try:
-        yield process
-    finally:
-        _end(process)
+    with process:
+        try:
+            yield process
+        finally:
+            _end(process)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

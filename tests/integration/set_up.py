@@ -81,7 +81,9 @@ def _need(program: str) -> str:
 
 def _install_by_apt(server: Server) -> None:
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        raise CannotInstall(f"{server.program} is not on this machine; have root install it: apt-get install {server.debian}")
+        raise CannotInstall(
+            f"{server.program} is not on this machine; have root install it: apt-get install {server.debian}"
+        )
     _run(["apt-get", "update", "-qq"])
     _run(["apt-get", "install", "-qq", "--yes", "--no-install-recommends", server.debian])
 
