@@ -16,7 +16,8 @@ from typing import Union
 
 import pytest
 
-from ..conftest import wait_until
+from tests.conftest import wait_until
+
 from .set_up import HERE, is_installed
 
 _PATIENCE = 90.0  # seconds for a server to answer; the slowest needs 10 on an idle machine

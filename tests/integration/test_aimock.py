@@ -21,8 +21,7 @@ from chatpool import (
     NotSentError,
     QuotaExceededError,
 )
-
-from ..conftest import wait_until
+from tests.conftest import wait_until
 
 QUESTIONS = [f"question {number:03}" for number in range(500)]
 ANSWERS = [f"answer {number:03}" for number in range(500)]

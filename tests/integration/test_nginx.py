@@ -17,8 +17,7 @@ from chatpool import (
     NotFoundError,
     NotSentError,
 )
-
-from ..conftest import wait_until
+from tests.conftest import wait_until
 
 PROMPTS = [f"question {number}" for number in range(500)]
 

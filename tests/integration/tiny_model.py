@@ -16,7 +16,7 @@ WIDTH, LAYERS, HEADS, INNER, CONTEXT = 64, 2, 4, 128, 2048
 SPECIAL = ["<unk>", "<s>", "</s>"]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 LETTERS = ["▁", *(chr(code) for code in range(33, 127))]  # ▁ is the space
-WORDS = ["▁" + word for word in "the of and to in is that for it was he on are with as his they at be this".split()]
+WORDS = ["▁the", "▁of", "▁and", "▁to", "▁in", "▁is", "▁that", "▁for", "▁it", "▁was", "▁he", "▁on", "▁are"]
 PLAIN = [*LETTERS, *WORDS]
 TOKENS = [*SPECIAL, *BYTES, *PLAIN]
 
