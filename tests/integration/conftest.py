@@ -1,4 +1,4 @@
-"""The servers as fixtures: started on a free port at first use, ended with the tests; without them tests are skipped."""
+"""The servers as fixtures: started on a free port at first use, ended with the tests. Each test module requires its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from chatpool.testing import FakeChatServer
 
-from .servers import RunningServer, running, skip_unless_installed
+from .servers import RunningServer, running
 from .set_up import FOLDER, HERE, find_program, python_of
 
 SETTINGS = HERE / "settings"
@@ -59,7 +59,6 @@ def behind() -> Iterator[FakeChatServer]:
 @pytest.fixture(scope="session")
 def llama_cpp(folder: Path) -> Iterator[RunningServer]:
     """llama.cpp's server, with a model called tiny that writes nonsense. Its key is sk-test."""
-    skip_unless_installed("llama_cpp")
     home = FOLDER / "llama_cpp"
     model = ["--model", str(home / "tiny.gguf"), "--model_alias", "tiny", "--chat_format", "chatml"]
     lean = ["--n_ctx", "2048", "--n_threads", "1", "--verbose", "false"]
@@ -71,7 +70,6 @@ def llama_cpp(folder: Path) -> Iterator[RunningServer]:
 @pytest.fixture(scope="session")
 def aimock(folder: Path) -> Iterator[RunningServer]:
     """aimock, which answers "question 007" with "answer 007" and plays the faults of aimock.json. Its key is sk-test."""
-    skip_unless_installed("aimock")
     questions = folder / "questions.json"
     questions.write_text(json.dumps({"fixtures": [_question(number) for number in range(1000)]}))
     program = FOLDER / "aimock" / "node_modules" / "@copilotkit" / "aimock" / "dist" / "cli.js"
@@ -88,7 +86,6 @@ def _question(number: int) -> dict[str, dict[str, str]]:
 @pytest.fixture(scope="session")
 def prism(folder: Path) -> Iterator[RunningServer]:
     """Prism, which answers a valid request with "valid", and refuses any other with 422."""
-    skip_unless_installed("prism")
     home = FOLDER / "prism"
     program = home / "node_modules" / "@stoplight" / "prism-cli" / "dist" / "index.js"
     start = ["node", program, "mock", home / "chat.json", "--errors", "true", "-h", "127.0.0.1", "-p"]
@@ -99,7 +96,6 @@ def prism(folder: Path) -> Iterator[RunningServer]:
 @pytest.fixture(scope="session")
 def litellm(folder: Path, behind: FakeChatServer) -> Iterator[RunningServer]:
     """The LiteLLM proxy; its models stand in litellm.yaml, its keys in litellm_keys.py."""
-    skip_unless_installed("litellm")
     program = FOLDER / "litellm" / "venv" / "bin" / "litellm"
     start = [program, "--config", SETTINGS / "litellm.yaml", "--host", "127.0.0.1", "--telemetry", "False", "--port"]
     settings = {
@@ -116,7 +112,6 @@ def litellm(folder: Path, behind: FakeChatServer) -> Iterator[RunningServer]:
 @pytest.fixture(scope="session")
 def forward_proxy(folder: Path) -> Iterator[RunningServer]:
     """proxy.py, for who says user:secret. It alone knows that chat.test is this machine."""
-    skip_unless_installed("forward_proxy")
     program = FOLDER / "forward_proxy" / "venv" / "bin" / "proxy"
     small = ["--num-workers", "1", "--num-acceptors", "1", "--data-dir", folder / "forward_proxy"]
     start = [program, *small, "--plugins", "proxy_names.Names", "--basic-auth", "user:secret", "--port"]
@@ -129,7 +124,6 @@ def forward_proxy(folder: Path) -> Iterator[RunningServer]:
 @pytest.fixture
 def make_nginx(tmp_path: Path) -> Iterator[MakeNginx]:
     """Start nginx with these directives in ``server`` and ``http``; each request is a line in access.log."""
-    skip_unless_installed("nginx")
     settings, program = tmp_path / "nginx.conf", find_program("nginx") or ""
     start = [program, "-p", tmp_path, "-c", settings, "-e", "stderr"]
     with contextlib.ExitStack() as stack:

@@ -45,10 +45,11 @@ class RunningServer:
         return f"{self.url}/v1"
 
 
-def skip_unless_installed(name: str) -> None:
-    """Skip the test, and say how to have it run."""
+def require(name: str) -> None:
+    """Skip the test module that calls this if the server is not here, and say how to have it."""
     if not is_installed(name):
-        pytest.skip(f"{name} is not installed: run python tests/integration/set_up.py {name}")
+        told = f"{name} is not installed: run python tests/integration/set_up.py {name}"
+        pytest.skip(told, allow_module_level=True)
 
 
 @contextlib.contextmanager

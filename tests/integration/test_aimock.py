@@ -23,6 +23,10 @@ from chatpool import (
 )
 from tests.conftest import wait_until
 
+from .servers import require
+
+require("aimock")
+
 QUESTIONS = [f"question {number:03}" for number in range(500)]
 ANSWERS = [f"answer {number:03}" for number in range(500)]
 

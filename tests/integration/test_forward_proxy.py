@@ -13,6 +13,10 @@ import trustme
 from chatpool import APIConnectionError, ChatPool
 from chatpool.testing import FakeChatServer, Reply
 
+from .servers import require
+
+require("forward_proxy")
+
 PROMPTS = [f"question {number}" for number in range(500)]
 
 

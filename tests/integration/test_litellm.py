@@ -6,6 +6,10 @@ import pytest
 
 from chatpool import AuthenticationError, BadRequestError, ChatPool, InternalServerError, NotSentError
 
+from .servers import require
+
+require("litellm")
+
 PROMPTS = [f"question {number}" for number in range(300)]
 
 

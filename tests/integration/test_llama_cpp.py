@@ -19,6 +19,10 @@ from chatpool import (
     NotSentError,
 )
 
+from .servers import require
+
+require("llama_cpp")
+
 PROMPTS = [" the" * length for length in range(25)]  # each of another length, which the server counts
 
 

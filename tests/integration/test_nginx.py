@@ -19,6 +19,10 @@ from chatpool import (
 )
 from tests.conftest import wait_until
 
+from .servers import require
+
+require("nginx")
+
 PROMPTS = [f"question {number}" for number in range(500)]
 
 

@@ -10,6 +10,10 @@ import pytest
 
 from chatpool import AuthenticationError, BadRequestError, ChatPool
 
+from .servers import require
+
+require("prism")
+
 USER = {"role": "user", "content": "Name a river."}
 SCHEMA = {"name": "river", "strict": True, "schema": {"type": "object", "properties": {"name": {"type": "string"}}}}
 CALL = {"id": "call_1", "type": "function", "function": {"name": "look_up", "arguments": "{}"}}
