@@ -10,7 +10,7 @@ import sys
 import pytest
 import trustme
 
-from chatpool import APIConnectionError, ChatPool
+from chatpool import APIConnectionError, ChatPool, NotSentError
 from chatpool.testing import FakeChatServer, Reply
 
 from .servers import require
@@ -84,13 +84,14 @@ def test_a_server_on_this_machine_is_reached_past_the_proxy(use_proxy):
         assert pool.map(PROMPTS) == PROMPTS
 
 
-def test_a_wrong_password_of_the_proxys_is_named(server, use_proxy):
-    """407: no prompt arrives, and the map does not try for ever."""
+def test_a_wrong_password_of_the_proxys_is_named_and_ends_the_map(server, use_proxy):
+    """407: no prompt arrives, nothing is tried again, and most are not even sent."""
     use_proxy("user:wrong@")
-    with ChatPool(25, base_url=url_of(server), max_tries=2, max_wait=0.1) as pool:
-        answers = pool.map(PROMPTS[:50])
-    assert answers == [None] * 50
-    assert "407" in answers.summary()
+    with ChatPool(25, base_url=url_of(server)) as pool:
+        answers = pool.map(PROMPTS)
+    assert NotSentError in {type(result.error) for result in answers.results}
+    assert all("407" in str(result.error) for result in answers.results)
+    assert sum(result.attempts for result in answers.results) <= 25
     assert "wrong" not in answers.summary()
     assert server.requests == []
 
