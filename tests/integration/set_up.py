@@ -125,7 +125,7 @@ SERVERS = {
     ),
     "nginx": Server(debian="nginx-light", program="nginx"),
     # Later ones ask for Node.js 24. OpenAI's SDK brings the description to check against.
-    "prism": Server(npm=("@stoplight/prism-cli@5.14.2",), pip=("openai==3.54.0",), finish=_describe),
+    "prism": Server(npm=("@stoplight/prism-cli@5.14.2",), pip=("openai==2.48.0",), finish=_describe),
 }
 
 
