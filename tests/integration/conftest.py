@@ -113,7 +113,8 @@ def litellm(folder: Path, behind: FakeChatServer) -> Iterator[RunningServer]:
 def forward_proxy(folder: Path) -> Iterator[RunningServer]:
     """proxy.py, for who says user:secret. It alone knows that chat.test is this machine."""
     program = FOLDER / "forward_proxy" / "venv" / "bin" / "proxy"
-    small = ["--num-workers", "1", "--num-acceptors", "1", "--data-dir", folder / "forward_proxy"]
+    data = folder / "forward_proxy"
+    small = ["--num-workers", "1", "--num-acceptors", "1", "--data-dir", data, "--cache-dir", data / "cache"]
     start = [program, *small, "--plugins", "proxy_names.Names", "--basic-auth", "user:secret", "--port"]
     settings = {"PYTHONPATH": str(SETTINGS), "PYTHONDONTWRITEBYTECODE": "1"}
     log = folder / "forward_proxy.log"
