@@ -22,6 +22,7 @@ from .set_up import HERE, is_installed
 
 _PATIENCE = 90.0  # seconds for a server to answer; the slowest needs 10 on an idle machine
 _PARTING = 5.0  # seconds to end when asked to
+_LONGEST_RUN = 120.0  # seconds for a command
 _MOST_PORTS = 3  # a port that was free a moment ago can be somebody else's by now
 
 Command = Sequence[Union[str, Path]]
@@ -50,6 +51,14 @@ def require(name: str) -> None:
     if not is_installed(name):
         told = f"{name} is not installed: run python tests/integration/set_up.py {name}"
         pytest.skip(told, allow_module_level=True)
+
+
+def chatpool(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command ``chatpool`` in a folder, in this environment alone."""
+    command = [sys.executable, "-m", "chatpool", *arguments]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=_LONGEST_RUN, check=False
+    )
 
 
 @contextlib.contextmanager

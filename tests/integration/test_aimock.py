@@ -23,7 +23,7 @@ from chatpool import (
 )
 from tests.conftest import wait_until
 
-from .servers import require
+from .servers import chatpool, require
 
 require("aimock")
 
@@ -134,11 +134,8 @@ def test_no_call_is_lost_to_refusals_at_random(server):
 
 
 def run(folder, server, *options):
-    command = [sys.executable, "-m", "chatpool", "run", "prompts.txt", "-o", "answers.jsonl", "--base-url", server.api]
-    environment = {"OPENAI_API_KEY": "sk-test"}
-    return subprocess.run(
-        [*command, *options], cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
+    options = ["-o", "answers.jsonl", "--base-url", server.api, *options]
+    return chatpool(folder, "run", "prompts.txt", *options, OPENAI_API_KEY="sk-test")
 
 
 def test_the_command_goes_on_from_where_it_was_stopped(server, tmp_path):

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import ssl
-import subprocess
-import sys
 
 import pytest
 import trustme
 
-from chatpool import APIConnectionError, ChatPool, NotSentError
+from chatpool import APIConnectionError, APITimeoutError, ChatPool, NotSentError
 from chatpool.testing import FakeChatServer, Reply
 
-from .servers import require
+from .servers import chatpool, require
 
 require("forward_proxy")
 
@@ -66,7 +64,8 @@ def test_every_prompt_has_its_own_answer(server, use_proxy):
 def test_without_the_proxy_the_server_is_unknown(server):
     """So that the test before can fail."""
     with ChatPool(1, base_url=url_of(server), max_tries=1) as pool:
-        assert pool.map(["a"]).failures[0].error.code == "name_not_found"
+        assert type(pool.map(["a"]).failures[0].error) in (APIConnectionError, APITimeoutError)
+    assert server.requests == []
 
 
 def test_no_proxy_is_obeyed(server, use_proxy, monkeypatch):
@@ -74,7 +73,8 @@ def test_no_proxy_is_obeyed(server, use_proxy, monkeypatch):
     use_proxy()
     monkeypatch.setenv("NO_PROXY", "other.test,chat.test")
     with ChatPool(1, base_url=url_of(server), max_tries=1) as pool:
-        assert pool.map(["a"]).failures[0].error.code == "name_not_found"
+        assert type(pool.map(["a"]).failures[0].error) in (APIConnectionError, APITimeoutError)
+    assert server.requests == []
 
 
 def test_a_server_on_this_machine_is_reached_past_the_proxy(use_proxy):
@@ -128,20 +128,9 @@ def test_the_command_goes_through_it(server, use_proxy, tmp_path):
     """And a second run asks for nothing again."""
     use_proxy()
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
-    command = [
-        sys.executable,
-        "-m",
-        "chatpool",
-        "run",
-        "prompts.txt",
-        "-o",
-        "answers.jsonl",
-        "--base-url",
-        url_of(server),
-    ]
     for _ in range(2):
-        done = subprocess.run(
-            command, cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True, timeout=120, check=False
+        done = chatpool(
+            tmp_path, "run", "prompts.txt", "-o", "answers.jsonl", "--base-url", url_of(server), **os.environ
         )
         assert done.returncode == 0, done.stderr
     assert len(server.requests) == 500

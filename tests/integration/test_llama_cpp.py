@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import subprocess
-import sys
 import time
 
 import pytest
@@ -19,7 +17,7 @@ from chatpool import (
     NotSentError,
 )
 
-from .servers import require
+from .servers import chatpool, require
 
 require("llama_cpp")
 
@@ -106,11 +104,8 @@ def test_a_deadline_holds_against_real_inference(make_pool):
 def test_the_command_is_answered(llama_cpp, tmp_path):
     """And a second run asks for nothing again."""
     (tmp_path / "prompts.txt").write_text("\n".join(f"prompt {number}" for number in range(100)))
-    command = [sys.executable, "-m", "chatpool", "run", "prompts.txt", "-o", "answers.jsonl", "--param", "max_tokens=4"]
-    environment = {"OPENAI_API_KEY": "sk-test", "OPENAI_BASE_URL": llama_cpp.api}
+    keys = {"OPENAI_API_KEY": "sk-test", "OPENAI_BASE_URL": llama_cpp.api}
     for told in ("100 answered, 0 failed", "requests: 0"):
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
-        )
+        done = chatpool(tmp_path, "run", "prompts.txt", "-o", "answers.jsonl", "--param", "max_tokens=4", **keys)
         assert done.returncode == 0, done.stderr
         assert told in done.stderr

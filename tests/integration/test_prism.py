@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 
 from chatpool import AuthenticationError, BadRequestError, ChatPool
 
-from .servers import require
+from .servers import chatpool, require
 
 require("prism")
 
@@ -101,20 +99,6 @@ def test_what_the_command_sends_is_valid(prism, tmp_path):
     files = {"batch.jsonl": lines, "prompts.jsonl": ["a", "b"], "messages.jsonl": [{"messages": [USER]}]}
     for name, content in files.items():
         (tmp_path / name).write_text("\n".join(json.dumps(line) for line in content))
-        command = [
-            sys.executable,
-            "-m",
-            "chatpool",
-            "run",
-            name,
-            "--text",
-            "--base-url",
-            prism.url,
-            "--system",
-            "Be brief.",
-        ]
-        environment = {"OPENAI_API_KEY": "sk-test"}
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
-        )
+        options = ["--text", "--base-url", prism.url, "--system", "Be brief."]
+        done = chatpool(tmp_path, "run", name, *options, OPENAI_API_KEY="sk-test")
         assert done.stdout.split() == ["valid"] * len(content), done.stderr
