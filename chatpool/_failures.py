@@ -23,6 +23,7 @@ _HOPELESS = (
     requests.exceptions.InvalidProxyURL,
     urllib3.exceptions.LocationValueError,
 )
+_PROXY_REFUSAL = "Tunnel connection failed: 407"  # http.client's words for it
 
 
 def judge_failure(error: BaseException) -> tuple[type[CallError], str, str]:
@@ -40,6 +41,8 @@ def judge_failure(error: BaseException) -> tuple[type[CallError], str, str]:
     found = find(ssl.SSLCertVerificationError)
     if found is not None:
         return APIConnectionError, "certificate_verify_failed", f"the server's certificate does not verify: {told}"
+    if any(_PROXY_REFUSAL in str(cause) for cause in chain):
+        return APIConnectionError, "proxy_authentication", f"the proxy does not know this user and password: {told}"
     if find(*_HOPELESS):
         return APIConnectionError, "cannot_connect", f"no request can be made: {told}"
     if find(socket.gaierror):

@@ -26,7 +26,8 @@ _LONGEST_OWN_WAIT = 20.0  # seconds; a server may ask for more, up to max_wait
 
 # 408, 409, >= 500: as OpenAI's SDK. 425: RFC 8470. 498: Groq's word for "no capacity just now".
 _TRANSIENT_STATUSES = frozenset({408, 409, 425, 429, 498})
-_PERMANENT_CONNECTION_CODES = frozenset({"certificate_verify_failed", "no_tls", "cannot_connect", "max_time"})
+_FATAL_CONNECTION_CODES = frozenset({"certificate_verify_failed", "proxy_authentication"})
+_PERMANENT_CONNECTION_CODES = _FATAL_CONNECTION_CODES | {"no_tls", "cannot_connect", "max_time"}
 _PERMANENT_RESPONSE_CODES = frozenset({"refusal", "content_filter", "length", "too_large"})
 _ACCOUNT_WORDS = re.compile(r"(\b|_)(key|project|organi[sz]ation|account|country)(\b|_)", re.IGNORECASE)
 
@@ -48,12 +49,14 @@ def is_transient(error: CallError) -> bool:
 
 
 def is_fatal_for_all(error: CallError) -> bool:
-    """Whether no other prompt can survive this either: the key, the account, or the certificate is at fault."""
+    """Whether no other prompt can survive this either: the key, the account, certificate or proxy is at fault."""
     if isinstance(error, (AuthenticationError, QuotaExceededError)):
         return True
     if isinstance(error, PermissionDeniedError):
         return _ACCOUNT_WORDS.search(f"{error.code} {error}") is not None
-    return isinstance(error, APIConnectionError) and error.code == "certificate_verify_failed"
+    if isinstance(error, APIConnectionError):
+        return error.code in _FATAL_CONNECTION_CODES
+    return error.status_code == 407  # a proxy wants a user and a password
 
 
 def delay_before_retry(error: CallError, tries: int, max_wait: float) -> float:

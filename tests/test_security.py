@@ -14,7 +14,7 @@ import traceback
 import pytest
 import requests
 
-from chatpool import ChatPool
+from chatpool import ChatPool, NotSentError
 from chatpool.testing import FakeChatServer, Reply
 
 KEY = "sk-secret-1234567890abcdef"
@@ -105,7 +105,10 @@ def test_key_does_not_follow_a_redirect(server, status, credentials):
 
 
 class Proxy:
-    """Notes the first bytes of whatever connects, and hangs up."""
+    """Notes the first bytes of whatever connects, replies if it was told what, and hangs up."""
+
+    def __init__(self, reply=b""):
+        self.reply = reply
 
     def __enter__(self):
         self.seen = []
@@ -123,6 +126,7 @@ class Proxy:
                 return
             with sock:
                 self.seen.append(sock.recv(65536))
+                sock.sendall(self.reply)
 
     def __exit__(self, *_):
         self.listener.shutdown(socket.SHUT_RDWR)
@@ -152,6 +156,19 @@ def test_environments_proxy_is_used_and_read_once(monkeypatch):
         assert len(proxy.seen) == 4
         assert all(seen.startswith(b"CONNECT api.example.com:443") for seen in proxy.seen)
         assert not any(KEY.encode() in seen for seen in proxy.seen)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_that_refuses_the_password_ends_the_map(monkeypatch, scheme):
+    """No prompt can pass it: it is named at once, and neither tried again nor taken for an outage."""
+    with Proxy(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n") as proxy:
+        monkeypatch.setenv(f"{scheme}_proxy", proxy.url.replace("//", "//user:wrong-password@"))
+        with ChatPool(5, base_url=f"{scheme}://api.example.com/v1") as pool:
+            answers = pool.map(["a"] * 100)
+    assert len(proxy.seen) <= 5
+    assert {type(result.error) for result in answers.results} > {NotSentError}
+    assert all("407" in str(result.error) for result in answers.results)
+    assert "wrong-password" not in answers.summary()
 
 
 def test_key_with_white_space_around_it_is_stripped(server):

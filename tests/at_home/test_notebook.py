@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from chatpool.testing import Reply
-
 from tests.conftest import wait_until
 
 pytest.importorskip("nbclient", reason="nbclient is not installed")
