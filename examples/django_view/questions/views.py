@@ -1,0 +1,22 @@
+"""A view that asks what is not yet known, all at once, and shows what was answered in time."""
+
+from django.shortcuts import render
+
+from chatpool import ChatPool
+
+from .models import Answer
+
+pool = ChatPool(max_workers=20)  # one for the process: all requests share its threads and connections
+
+
+def ask(request):
+    questions = request.GET.getlist("q")
+    known = dict(Answer.objects.filter(question__in=questions).values_list("question", "text"))
+    unknown = [question for question in dict.fromkeys(questions) if question not in known]
+    for question, text in zip(unknown, pool.map(unknown, deadline=2)):  # seconds; what is not done by then is None
+        if text is not None:
+            known[question] = text
+            Answer.objects.get_or_create(question=question, defaults={"text": text})
+    pairs = [(question, known.get(question)) for question in questions]
+    answered = sum(answer is not None for _, answer in pairs)
+    return render(request, "answers.html", {"pairs": pairs, "answered": answered, "missing": answered < len(pairs)})
