@@ -14,13 +14,14 @@ PAGE = """<!doctype html>
 """
 
 app = Flask(__name__)
+DEADLINE = 2  # seconds for all prompts of a request
 pool = ChatPool(max_workers=20)  # one for the process: all requests share its threads and connections
 
 
 @app.get("/")
 def ask():
     questions = request.args.getlist("q")
-    answers = pool.map(questions, deadline=2)  # seconds; what is not done by then is None
+    answers = pool.map(questions, deadline=DEADLINE)  # what is not done by then is None
     answered = sum(answer is not None for answer in answers)
     pairs = list(zip(questions, answers))
     return render_template_string(PAGE, pairs=pairs, answered=answered, missing=answered < len(pairs))

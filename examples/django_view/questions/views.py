@@ -6,6 +6,7 @@ from chatpool import ChatPool
 
 from .models import Answer
 
+DEADLINE = 2  # seconds for all prompts of a request
 pool = ChatPool(max_workers=20)  # one for the process: all requests share its threads and connections
 
 
@@ -13,7 +14,8 @@ def ask(request):
     questions = request.GET.getlist("q")
     known = dict(Answer.objects.filter(question__in=questions).values_list("question", "text"))
     unknown = [question for question in dict.fromkeys(questions) if question not in known]
-    for question, text in zip(unknown, pool.map(unknown, deadline=2)):  # seconds; what is not done by then is None
+    answers = pool.map(unknown, deadline=DEADLINE)  # what is not done by then is None
+    for question, text in zip(unknown, answers):
         if text is not None:
             known[question] = text
             Answer.objects.get_or_create(question=question, defaults={"text": text})
