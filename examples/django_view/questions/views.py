@@ -15,10 +15,9 @@ def ask(request):
     known = dict(Answer.objects.filter(question__in=questions).values_list("question", "text"))
     unknown = [question for question in dict.fromkeys(questions) if question not in known]
     answers = pool.map(unknown, deadline=DEADLINE)  # what is not done by then is None
-    for question, text in zip(unknown, answers):
-        if text is not None:
-            known[question] = text
-            Answer.objects.get_or_create(question=question, defaults={"text": text})
+    new = {question: text for question, text in zip(unknown, answers) if text is not None}
+    Answer.objects.bulk_create([Answer(question=q, text=text) for q, text in new.items()], ignore_conflicts=True)
+    known.update(new)
     pairs = [(question, known.get(question)) for question in questions]
     answered = sum(answer is not None for _, answer in pairs)
     return render(request, "answers.html", {"pairs": pairs, "answered": answered, "missing": answered < len(pairs)})
