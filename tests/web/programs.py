@@ -125,8 +125,12 @@ def free_port() -> int:
 
 def threads_and_files(pid: int) -> tuple[int, int]:
     """How many threads, and open files and sockets, a process has."""
-    return tuple(len(os.listdir(f"/proc/{pid}/{kind}")) for kind in ("task", "fd"))  # type: ignore[return-value]
+    return len(os.listdir(f"/proc/{pid}/task")), len(os.listdir(f"/proc/{pid}/fd"))
 
 
 def is_alive(pid: int) -> bool:
-    return Path(f"/proc/{pid}/task").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text()
+    """Whether a process runs; one that only waits to be reaped does not."""
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
