@@ -97,13 +97,13 @@ def assert_settles(pid, before):
 
 @pytest.mark.parametrize(("example", "kind"), MOST)
 def test_the_deadline_gives_a_partial_page(start, example, kind):
-    """Two of five prompts hang: the page has the other three, soon after the deadline of two seconds."""
-    site = start(example, kind, deadline=2)
+    """Two of five prompts hang: the page has the other three, soon after the deadline of four seconds."""
+    site = start(example, kind, deadline=4)
     began = time.monotonic()
     status, page = site.get("a", "hangs 1", "b", "hangs 2", "c")
     assert status == 200
     assert "answered 3 of 5; the rest did not come in time" in page
-    assert 1.9 < time.monotonic() - began < 10
+    assert 3.9 < time.monotonic() - began < 20
     assert site.is_right("d", "e"), "the next request is served as ever"
     assert "Traceback" not in site.told
 
