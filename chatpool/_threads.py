@@ -19,6 +19,7 @@ from typing import Any, Callable, Protocol
 
 from ._call import Bell, Call
 from ._turns import Turns, Usher, away
+from .errors import ConfigurationError
 
 Job = Callable[[], None]
 
@@ -66,6 +67,7 @@ class Workers:
     """
 
     def __init__(self, size: int) -> None:
+        _check_threads()
         self._size = size
         # With the spare one and the watch: twice the size. In a small pool, too, one must be able to wait.
         self._most = max(size + 1, 2 * size - 2)
@@ -276,6 +278,16 @@ class Workers:
                             return job
             self._leave(ticket)
         return None
+
+
+def _check_threads() -> None:
+    """Refuse threads that became greenlets after the import: what is kept for each thread would be all greenlets'."""
+    if not isinstance(_role, threading.local):
+        raise ConfigurationError(
+            "gevent patched threading after chatpool was imported, so that its threads would get in each other's "
+            "way, or wait for ever; call gevent.monkey.patch_all() before the import (with gunicorn --preload, at "
+            "the top of gunicorn's configuration file)"
+        )
 
 
 class _Ticket:

@@ -1,0 +1,6 @@
+"""One page."""
+
+from django.urls import path
+from questions.views import ask
+
+urlpatterns = [path("", ask)]

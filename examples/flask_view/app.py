@@ -1,0 +1,27 @@
+"""A Flask view that asks many prompts at once, and shows what was answered in time.
+
+OPENAI_API_KEY=… flask --app examples/flask_view/app.py run
+Then open http://127.0.0.1:5000/?q=Why+is+the+sky+blue%3F&q=Why+is+the+sea+salty%3F
+"""
+
+from flask import Flask, render_template_string, request
+
+from chatpool import ChatPool
+
+PAGE = """<!doctype html>
+<p>answered {{ answered }} of {{ pairs|length }}{% if missing %}; the rest did not come in time{% endif %}</p>
+<ul>{% for question, answer in pairs %}<li>{{ question }}: {{ answer or "no answer" }}</li>{% endfor %}</ul>
+"""
+
+app = Flask(__name__)
+DEADLINE = 2  # seconds for all prompts of a request
+pool = ChatPool(max_workers=20)  # one for the process: all requests share its threads and connections
+
+
+@app.get("/")
+def ask():
+    questions = request.args.getlist("q")
+    answers = pool.map(questions, deadline=DEADLINE)  # what is not done by then is None
+    answered = sum(answer is not None for answer in answers)
+    pairs = list(zip(questions, answers))
+    return render_template_string(PAGE, pairs=pairs, answered=answered, missing=answered < len(pairs))

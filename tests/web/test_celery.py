@@ -1,0 +1,103 @@
+"""The Celery example under a prefork worker of four processes.
+
+The broker is a folder, and so are the results: nothing else need be installed. Kombu's in-memory broker would not do,
+because it cannot cross processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from chatpool.testing import FakeChatServer, Reply
+from tests.conftest import wait_until
+from tests.web.programs import EXAMPLES, HERE, PATIENCE, Program, is_alive, threads_and_files
+
+pytest.importorskip("celery", reason="needs celery")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")
+
+GROWTH = 20  # as for gunicorn
+
+
+@pytest.fixture
+def api():
+    with FakeChatServer(reply=lambda request: Reply(delay=1.0 if "slow" in request.prompt else 0.0)) as server:
+        yield server
+
+
+@pytest.fixture
+def environment(api, tmp_path):
+    """What the worker and those who send tasks to it have in common."""
+    for name in ("queue", "control", "results"):
+        (tmp_path / name).mkdir()
+    return {
+        "OPENAI_BASE_URL": api.url,
+        "OPENAI_API_KEY": "sk-test",
+        "BROKER_URL": "filesystem://",
+        "RESULT_URL": f"file://{tmp_path}/results",
+        "FOLDER": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join([str(HERE), str(EXAMPLES / "celery_task")]),
+    }
+
+
+@pytest.fixture(params=[{}, {"USE_BEFORE_FORK": "1"}], ids=["fresh", "used-before-the-fork"])
+def worker(request, environment, tmp_path):
+    arguments = ["celery", "-A", "celery_site", "worker", "-P", "prefork", "-c", "4", "--loglevel", "INFO"]
+    worker = Program(arguments, tmp_path, tmp_path / "log", {**environment, **request.param})
+    yield worker
+    worker.kill()
+
+
+def send(environment, tasks):
+    """Start a process that sends tasks, each a list of prompts, and waits for what they return."""
+    process = subprocess.Popen(
+        [sys.executable, str(HERE / "celery_site.py")],
+        env={**os.environ, **environment},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    process.stdin.write(json.dumps(tasks))
+    process.stdin.close()
+    return process
+
+
+def receive(process):
+    """Return what the tasks returned."""
+    with process:
+        return json.load(process.stdout)
+
+
+def tasks_of(name, count):
+    return [[f"{name} {number}.{k}" for k in range(3)] for number in range(count)]
+
+
+def test_each_task_gets_its_own_answers_and_nothing_leaks(worker, environment):
+    """Four processes share the tasks; after 200 more none has more threads and files, but for ``GROWTH``."""
+    warm, more = tasks_of("warm", 50), tasks_of("more", 200)
+    assert receive(send(environment, warm)) == warm, worker.told
+    before = {pid: threads_and_files(pid) for pid in worker.workers()}
+    assert len(before) == 4
+    assert receive(send(environment, more)) == more, worker.told
+    after = {pid: threads_and_files(pid) for pid in before}
+    assert all(now <= then + GROWTH for pid in before for now, then in zip(after[pid], before[pid])), (before, after)
+    assert "Traceback" not in worker.told
+
+
+def test_a_warm_shutdown_finishes_the_tasks_in_hand(worker, environment, api):
+    """SIGTERM: the task in flight is answered, the processes go in seconds, the log is clean."""
+    slow = [["slow one", "slow two"]]
+    sender = send(environment, slow)
+    assert wait_until(lambda: any("slow" in request.prompt for request in api.requests), PATIENCE), worker.told
+    children = worker.workers()
+    began = time.monotonic()
+    assert worker.end() == 0, worker.told
+    assert time.monotonic() - began < 20
+    assert receive(sender) == slow, worker.told
+    assert not any(map(is_alive, children))
+    assert "Traceback" not in worker.told

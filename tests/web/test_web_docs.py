@@ -1,0 +1,24 @@
+"""What docs/web.md shows is what the examples do, and so what the other tests here run."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.web.programs import EXAMPLES, ROOT
+
+PAGE = (ROOT / "docs" / "web.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"^```python\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
+SOURCES = [path.read_text(encoding="utf-8") for path in sorted(EXAMPLES.glob("*/**/*.py"))]
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_each_snippet_stands_in_an_example(snippet):
+    """Word for word."""
+    assert any(snippet in source for source in SOURCES)
+
+
+def test_there_are_three():
+    """Flask, Django and Celery."""
+    assert len(SNIPPETS) == 3
