@@ -166,6 +166,31 @@ def test_budget_is_shared_out(client, server):
         assert last - first >= 0.9  # 20 a second, and one second's worth at once
 
 
+def test_budget_is_shared_out_anew_as_workers_come_and_go(server):
+    """While a run goes on: each of three has a third, each of two a half, and so on."""
+    pool = ChatPool(4, base_url=server.url, requests_per_minute=1200)
+    with make_cluster(3) as cluster, Client(cluster) as client:
+        results = distributed.imap_unordered(pool, (str(n) for n in range(10**6)), client)
+
+        def settled(workers):
+            next(results)  # the run looks after its workers while it is asked for results
+            shares = client.run(budgets)
+            return len(shares) == workers and all(share == [1200 / workers] for share in shares.values())
+
+        assert wait_until(lambda: settled(3), 30)
+        cluster.scale(2)
+        assert wait_until(lambda: settled(2), 30)
+        cluster.scale(3)
+        assert wait_until(lambda: settled(3), 60)
+        results.close()
+
+
+def budgets():
+    from chatpool import _shared
+
+    return [round(core.governor._requests._per_second * 60, 6) for _, _, core in _shared._kept]
+
+
 def test_worker_killed_in_mid_run(frail, server, pool, tmp_path):
     """SIGKILL: every prompt has its answer; paid for twice is at most what was on the wire or not yet told of."""
     server._latency = 0.05
