@@ -42,8 +42,8 @@ CALL_CPU = 220e-6  # seconds of CPU a call: README, Performance
 ROUNDS = 5  # of what is measured; the best counts
 CUSTOM_ID_BYTES = 110  # of memory for each: README and chatpool/journal.py
 
-# Requests and tokens a minute for gpt-4o-mini: OpenAI's page of the model, platform.openai.com/docs/models/gpt-4o-mini,
-# in an undated copy seen in November 2026.
+# Requests and tokens a minute for gpt-4o-mini: OpenAI's page of the model, as copied into its forum, seen in November
+# 2026: community.openai.com/t/don-see-any-option-to-request-increase-in-api-rate-limit-for-batch-api/1269349
 TIERS = {
     "tier 1": (500, 200_000),
     "tier 2": (5_000, 2_000_000),
