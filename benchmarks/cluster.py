@@ -249,7 +249,7 @@ class Measured:
 
     @property
     def caller(self) -> float:
-        """Seconds for all that the caller does to a result, and no less than that: it counts them, too."""
+        """Seconds for what the caller must do to a result; what it counts and draws comes on top."""
         return self.unpickle + self.line + self.append + self.pickled * CLIENT_BYTE_CPU
 
 
