@@ -191,15 +191,20 @@ class Budget:
 
     def __init__(self, per_minute: float) -> None:
         self._per_minute = per_minute
-        self._level = math.inf
-        self.share(1.0)
+        self._keep_to(1.0)
+        self._level = self._size
         self._filled_at: float | None = None
 
     def share(self, part: float) -> None:
-        """Keep to a part of the budget; what was taken is not forgotten."""
+        """Keep to a part of the budget. A new part begins empty: others had it until just now."""
+        if part != self._part:
+            self._keep_to(part)
+            self._level = min(self._level, 0.0)
+
+    def _keep_to(self, part: float) -> None:
+        self._part = part
         self._per_second = part * self._per_minute / 60
         self._size = max(1.0, self._per_second * _BURST)
-        self._level = min(self._level, self._size)
 
     def delay(self, now: float, need: float) -> float:
         """Return the seconds until ``need`` may be taken."""

@@ -157,3 +157,17 @@ def test_call_larger_than_the_whole_budget_fails_with_a_clear_error():
         governor.enter(call)
     assert caught.value.code == "over_budget"
     assert governor.is_idle
+
+
+def test_new_share_of_a_budget_begins_empty():
+    """Other processes had it until just now. The same share told again changes nothing."""
+    budget = Budget(600)
+    assert budget.delay(0.0, 1) == 0
+    budget.share(0.5)
+    assert budget.delay(0.0, 1) == pytest.approx(0.2)
+    assert budget.delay(0.3, 1) == 0
+    budget.take(1)
+    budget.share(0.5)
+    assert budget.delay(0.4, 1) == 0
+    budget.share(1.0)
+    assert budget.delay(0.4, 1) == pytest.approx(0.1)
