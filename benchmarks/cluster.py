@@ -53,8 +53,7 @@ TIERS = {
 }
 TASK_CPU = 1e-3  # seconds of Dask's scheduler for a task, at most; at least a fifth of it: its "Best Practices"
 # Of the scheduler for a lump, and of scheduler and client for each of its bytes: benchmarks/cluster_dask.py.
-LUMP_CPU, BYTE_CPU, CLIENT_BYTE_CPU = 17e-6, 4e-9, 1.5e-9
-KEPT = 1_000  # lumps that the scheduler keeps: its setting distributed.admin.low-level-log-length
+LUMP_CPU, BYTE_CPU, CLIENT_BYTE_CPU = 220e-6, 3.3e-9, 1.5e-9
 
 
 class Process:
@@ -393,7 +392,6 @@ def print_scheduler(measured: dict[int, Measured]) -> None:
                     f"{rate * (LUMP_CPU + cost.pickled * BYTE_CPU):.0%}",
                     f"{lumps:.0f} × {size / lumps / 1e3:,.1f} kB",
                     f"{lumps * LUMP_CPU + size * BYTE_CPU:.1%}",
-                    f"{KEPT * size / lumps / 1e6:,.0f}",
                     math.ceil(rate * TASK_CPU / 0.1),
                     f"{rate * cost.caller:.0%}",
                 ]
@@ -402,10 +400,9 @@ def print_scheduler(measured: dict[int, Measured]) -> None:
         "seconds an answer",
         "tokens",
         "a task a prompt",
-        "an event a result",
+        "a lump a result",
         "lumps a second",
         "lumps",
-        "MB kept",
     ]
     table(
         "3. The scheduler and the caller, in shares of one core (over 100 %: cannot)",
