@@ -187,7 +187,7 @@ class Cluster:
 
     def _answered(self, process: Process) -> None:
         process.on_wire -= 1
-        process.pace.taken(self.now)
+        process.pace.taken()
         self._fill(process)
 
     def _refused(self, process: Process, sent_at: float, tries: int) -> None:

@@ -1,11 +1,13 @@
 """When the next request may leave: places in flight, the server's cool-down, an adaptive pace, budgets. No HTTP.
 
 The law (``Pace``): a refusal for rate pauses the whole pool for the server's delay. When the pause is over, requests
-leave one by one at 0.85 of the rate at which the server took them since the last pause. Where it refused more than a
-few of them, the new pause counts as time, too: then the rate before it was a burst, not what the server can sustain.
-From there the rate grows, at first by a twentieth a second, then faster and faster until the next refusal, and the
-sooner the less there was to measure; at four times where it began the limit is taken for gone, which without a refusal
-is after 12 seconds at most. Nothing of this is in force before the first refusal.
+leave one by one at 0.85 of the rate at which the server took them since the last pause. What was sent and not refused
+counts as taken, because answers may be long in coming and refusals are not. Where it refused more than one, and more
+than a few of them, the new pause counts as time, too: then the rate before it was a burst, not what the server can
+sustain. From there the rate grows, at first by a twentieth a second, then faster and faster until the next refusal, and
+the sooner the less there was to measure. At four times where it began it begins anew from there, and at sixteen times
+the limit is taken for gone, which without a refusal is after 24 seconds at most. Nothing of this is in force before the
+first refusal.
 
 An outage (``Outage``) is when requests in a row meet nothing but connection failures and 5xx, among them the first
 tries of a quarter more prompts than there are places, or of as many if twice as many requests failed; fewer than 20
@@ -38,7 +40,8 @@ _GROWTH = 0.05  # of the cut rate, each second, and beside it:
 _CUBIC = 9.0  # seconds after which the cubic term alone has doubled the rate;
 _SURE = 90  # requests taken since the last pause that it takes for this; with fewer, it comes sooner,
 _SOONEST = 3.0  # but not before so many seconds
-_FORGET = 4.0  # times the cut rate: a limit so much higher is another limit
+_AGAIN = 4.0  # times the cut rate: from there growth begins anew,
+_FORGET = 2  # so often; a limit so much higher is another limit
 _FIRST_COOL_DOWN = 1.0  # seconds, where a refusal names no delay; doubles with each further one
 _WINDOW = 60.0  # seconds over which the rate is measured; older counts fade
 _FEWEST_FAILURES = 20  # in a row, that make an outage
@@ -57,12 +60,13 @@ class Pace:
         self.rate: float | None = None  # requests a second; None: no limit was met
         self._next = -math.inf  # when the next request may leave
         self._since: float | None = None  # since when ``_taken`` counts
-        self._taken = 0.0  # requests that the server took
+        self._taken = 0.0  # requests that the server took, or is not known to have refused
         self._sent_at = -math.inf
         self._cut_at = -math.inf  # the last episode's first refusal
         self._cut_due = False  # the pause of an episode is not over yet
         self._refused = 0  # in this episode
-        self._base = 0.0  # the rate after the latest cut
+        self._base, self._grows_from = 0.0, 0.0  # the rate where growth began, and when that was
+        self._steps = 0  # how often it began since the latest cut
         self._period = _CUBIC
         self._silent = 0  # refusals in a row that named no delay
 
@@ -83,16 +87,22 @@ class Pace:
         elif now - self._since > 2 * _WINDOW:
             self._since, self._taken = (self._since + now) / 2, self._taken / 2
         self._sent_at = now
+        self._taken += 1
         if self.rate is not None:
             self._next = max(self._next, now) + 1 / self.rate
 
-    def taken(self, now: float) -> None:
-        """Note that the server took a request, whatever came of it."""
-        self._taken += 1
+    def taken(self) -> None:
+        """Note that the server is known to have taken a request, whatever came of it."""
         self._silent = 0
+
+    def not_taken(self, sent_at: float) -> None:
+        """Note that it did not take one that was sent then."""
+        if self._since is not None and sent_at >= self._since:
+            self._taken = max(0.0, self._taken - 1)
 
     def refused(self, now: float, sent_at: float, delay: float | None, longest: float) -> None:
         """Note a refusal of a request sent at ``sent_at``; the server asked for ``delay`` seconds, or named none."""
+        self.not_taken(sent_at)
         new_episode = sent_at > self._cut_at and not self._cut_due
         if delay is None:
             delay = min(_FIRST_COOL_DOWN * 2 ** min(self._silent, 16), longest)
@@ -104,17 +114,22 @@ class Pace:
 
     def _cut(self, now: float) -> None:
         began = self._cut_at if self._since is None else self._since
-        ended = self._cut_at if self._refused <= _FEW * self._taken else now
+        ended = self._cut_at if self._refused <= max(1, _FEW * self._taken) else now
         span = max(ended - began, 1e-3)
         self._base = self.rate = _CUT * max(self._taken, 1) / span
         self._period = max(_CUBIC * min(self._taken / _SURE, 1), _SOONEST)
         self._cut_due, self._since, self._taken = False, now, 0.0
-        self._next = now
+        self._next = self._grows_from = now
+        self._steps = 1
 
     def _grow(self, now: float) -> None:
-        age = now - self.not_before
+        age = now - max(self._grows_from, self.not_before)
         self.rate = self._base * (1 + _GROWTH * age + (age / self._period) ** 3)
-        if self.rate > _FORGET * self._base:
+        if self.rate <= _AGAIN * self._base:
+            return
+        self._steps += 1
+        self._base, self._grows_from = self.rate, now
+        if self._steps > _FORGET:
             self.rate, self._next = None, -math.inf
 
 
@@ -281,14 +296,14 @@ class Governor:
     def failed(self, call: Call, error: CallError) -> None:
         """Note a connection failure or a 5xx: the server may be out."""
         with self._lock:
+            self._pace.not_taken(call.sent_at)
             self._outage.failed(time.monotonic(), call, error)
 
     def taken(self, call: Call, tokens: int | None) -> None:
         """Note that the server took the call's request, and how many tokens it really used."""
-        now = time.monotonic()
         with self._lock:
             self._outage.replied(call)
-            self._pace.taken(now)
+            self._pace.taken()
             self._ring_head()
             if self._tokens and tokens is not None:
                 self._tokens.take(tokens - call.tokens)

@@ -30,9 +30,8 @@ def test_refusal_pauses_for_the_servers_delay():
 def test_pool_comes_back_at_085_of_the_rate_that_the_server_took():
     """100 taken in 10 seconds and one refused: it comes back at 8.5 a second."""
     pace = Pace()
-    pace.sent(0.0)
-    for _ in range(100):
-        pace.taken(4.0)
+    for number in range(101):
+        pace.sent(number / 10)
     pace.refused(10.0, 9.9, 2.0, math.inf)
     assert pace.delay(12.0)[0] == 0
     assert pace.rate == pytest.approx(8.5)
@@ -44,9 +43,8 @@ def test_pool_comes_back_at_085_of_the_rate_that_the_server_took():
 def test_burst_is_not_taken_for_what_the_server_can_sustain():
     """10 taken at once, 30 refused, a pause of 2 seconds: that is 5 a second, not 100."""
     pace = Pace()
-    pace.sent(0.0)
-    for _ in range(10):
-        pace.taken(0.1)
+    for _ in range(40):
+        pace.sent(0.0)
     for _ in range(30):
         pace.refused(0.1, 0.0, 1.9, math.inf)
     pace.delay(2.0)
@@ -56,9 +54,8 @@ def test_burst_is_not_taken_for_what_the_server_can_sustain():
 def test_rate_is_cut_once_an_episode():
     """Refusals of requests that were on the wire already say nothing new."""
     pace = Pace()
-    pace.sent(0.0)
-    for _ in range(10):
-        pace.taken(0.5)
+    for _ in range(40):
+        pace.sent(0.0)
     for _ in range(30):
         pace.refused(1.0, 0.0, 1.0, math.inf)
     pace.delay(2.0)
@@ -68,12 +65,35 @@ def test_rate_is_cut_once_an_episode():
     assert pace.rate == pytest.approx(0.85 * 10 / 2, rel=0.2)  # only grown
 
 
-def test_rate_grows_slowly_then_fast_and_is_forgotten_at_four_times():
-    """A twentieth more after a second, forgotten after 12: a limit met once does not hold the pool back for long."""
+def test_what_is_not_answered_yet_was_taken():
+    """Answers may take long, refusals do not; what failed otherwise was not taken. Of 40 sent, 10 were taken."""
     pace = Pace()
-    pace.sent(0.0)
-    for _ in range(100):
-        pace.taken(0.0)
+    for _ in range(40):
+        pace.sent(0.0)
+    for _ in range(20):
+        pace.not_taken(0.0)
+    for _ in range(10):
+        pace.refused(0.1, 0.0, 1.9, math.inf)
+    pace.not_taken(-1.0)  # it was sent before what is measured
+    pace.delay(2.0)
+    assert pace.rate == pytest.approx(0.85 * 5)
+
+
+def test_single_refusal_says_nothing_of_the_pause():
+    """One of five, in a second: four a second were taken, whatever the pause is that the server asks for."""
+    pace = Pace()
+    for number in range(5):
+        pace.sent(number / 4)
+    pace.refused(1.0, 1.0, 20.0, math.inf)
+    pace.delay(21.0)
+    assert pace.rate == pytest.approx(0.85 * 4)
+
+
+def test_rate_grows_slowly_then_fast_and_is_forgotten_at_sixteen_times():
+    """A twentieth more after a second, four times after 12, and so on from there; forgotten after 24 seconds."""
+    pace = Pace()
+    for _ in range(101):
+        pace.sent(0.0)
     pace.refused(0.0, 0.0, 10.0, math.inf)
     pace.delay(10.0)
     base = pace.rate
@@ -82,6 +102,10 @@ def test_rate_grows_slowly_then_fast_and_is_forgotten_at_four_times():
     pace.delay(21.0)
     assert 3 * base < pace.rate < 4 * base
     pace.delay(22.5)
+    assert pace.rate == pytest.approx(4 * base, rel=0.1)
+    pace.delay(23.5)
+    assert pace.rate == pytest.approx(1.05 * 4 * base, rel=0.1)
+    pace.delay(35.0)
     assert pace.rate is None
 
 
@@ -95,7 +119,7 @@ def test_refusals_without_a_delay_double_the_pause():
         now += pause
         pace.delay(now)
         now += 0.001
-    pace.taken(now)
+    pace.taken()
     pace.refused(now, now, None, 10.0)
     assert pace.delay(now)[0] == pytest.approx(1)
 
