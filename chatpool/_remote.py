@@ -12,12 +12,13 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from distributed import Queue, get_client, secede
+from distributed import Queue, get_client, get_worker, secede
 from distributed.protocol.pickle import dumps, loads
 
 from ._call import Parse, Try
 from ._runs import Indexed, Run
-from .errors import NotSentError
+from .errors import ConfigurationError, NotSentError
+from .pool import ChatPool
 from .results import ChatResult
 
 _LUMP = 0.1  # seconds between two lumps of a batch
@@ -27,7 +28,10 @@ _runs: dict[str, set[Run]] = {}  # those under way, by job
 _stopped: deque[str] = deque(maxlen=1000)  # jobs whose batches, should any still come, are not to be begun
 
 
-@dataclass(frozen=True)
+# Neither has a repr that shows what is in it: Dask logs that of what cannot be pickled, and there may be a key in it.
+
+
+@dataclass(frozen=True, repr=False)
 class Batch:
     """Prompts for one worker. ``pool``: pickled, the same bytes for the whole job. ``part``: of the budgets."""
 
@@ -41,7 +45,7 @@ class Batch:
     prompts: Sequence[Indexed]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Lump:
     """Some results of a batch, without their prompts. ``waits``: with the last of them, seconds by cause."""
 
@@ -56,7 +60,7 @@ def answer(pickled: bytes) -> None:
     batch: Batch = loads(pickled)
     with closing(Queue(batch.job, client=get_client())) as queue:
         for lump in _lumps(batch):
-            queue.put(dumps(lump))
+            queue.put(_dumps(lump))
 
 
 def share_budgets(pool: bytes, part: float) -> None:
@@ -74,7 +78,7 @@ def stop(job: str) -> None:
 
 
 def _lumps(batch: Batch) -> Iterator[Lump]:
-    pool = loads(batch.pool)
+    pool = _pool_of(batch)
     engine, run = pool._make_run(Run, batch.params, batch.parse, batch.deadline)
     engine.share_budgets(batch.part)
     timelines: dict[int, Sequence[Try]] = {}
@@ -88,6 +92,22 @@ def _lumps(batch: Batch) -> Iterator[Lump]:
             results = [(replace(result, prompt=None), timelines.pop(result.index, ())) for result in fresh]
             if results:
                 yield Lump(batch.number, results, None if left else dict(run.waits))
+
+
+def _pool_of(batch: Batch) -> ChatPool:
+    try:
+        pool: ChatPool = loads(batch.pool)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"on the Dask worker {get_worker().address}: {error}") from None
+    return pool
+
+
+def _dumps(lump: Lump) -> bytes:
+    try:
+        pickled: bytes = dumps(lump)
+    except Exception as error:  # noqa: BLE001 - what pickling raises depends on the object
+        raise TypeError(f"what parse returned cannot be sent back from the Dask worker: {error}") from None
+    return pickled
 
 
 @contextmanager

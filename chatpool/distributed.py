@@ -28,7 +28,7 @@ from ._messages import Prompt, check_prompt, check_prompts
 from ._retry import is_fatal_for_all
 from ._runs import Reason, Run
 from ._settings import check_deadline, check_params, check_parse
-from .errors import CallError, NotSentError
+from .errors import CallError, ConfigurationError, NotSentError
 from .pool import ChatPool
 from .results import Answers, ChatResult
 
@@ -116,10 +116,20 @@ def mapper(
 ) -> Mapper:
     """Return what sends prompts through a cluster, and otherwise does as the pool's own maps do."""
     check_parse(parse)
-    cluster = _Cluster(pool, client or get_client(), check_params(params))
+    cluster = _Cluster(pool, _check_client(client or get_client()), check_params(params))
     run = _ClusterRun(cluster, params=cluster.merged_params, parse=parse, deadline=check_deadline(deadline))
     shown = pool._progress if progress is None else progress
     return Mapper(cluster, run, pool._settings, progress=shown, journal=journal, hooks=pool._hooks, **how)
+
+
+def _check_client(client: Client) -> Client:
+    if not isinstance(client, Client):
+        raise ConfigurationError(f"client must be a distributed.Client, not {type(client).__name__}")
+    if client.asynchronous:
+        raise ConfigurationError(
+            "client must be a synchronous distributed.Client, and not be used in its own event loop"
+        )
+    return client
 
 
 class _ClusterRun(Run):

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # Dask's own warnings are not
 
 from distributed import Client, LocalCluster  # noqa: E402 - after the skip
 
-from chatpool import AuthenticationError, ChatPool, DeadlineError, NotSentError, distributed  # noqa: E402
+from chatpool import AuthenticationError, ChatPool, ConfigurationError, DeadlineError, NotSentError, distributed  # noqa: E402
 from chatpool.testing import FakeChatServer, Reply  # noqa: E402
 from tests.conftest import wait_until  # noqa: E402
 
@@ -99,6 +100,63 @@ def test_bug_in_parse_is_raised(client, server, pool):
     with pytest.raises(ZeroDivisionError) as caught:
         distributed.map(pool, ["a", "b"], client, parse=lambda text: 1 / 0)
     assert len(caught.value.answers) == 2
+
+
+def test_what_cannot_travel_is_told_and_shows_no_key(client, server, caplog, capfd):
+    """A parse or its value that does not pickle: the error says so, and no log quotes the pool."""
+    lock, key = threading.Lock(), "sk-secret-of-mine"
+    pool = ChatPool(4, base_url=server.url, api_key=key)
+    with pytest.raises(TypeError, match="cannot pickle"):
+        distributed.map(pool, ["a"], client, parse=lambda text: lock)
+    with pytest.raises(TypeError, match="what parse returned cannot be sent back"):
+        distributed.map(pool, ["a"], client, parse=lambda text: threading.Lock())
+    assert key not in caplog.text + "".join(capfd.readouterr())
+
+
+def test_worker_without_a_key_is_named(client, monkeypatch):
+    """A key from the caller's environment stays there."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    with pytest.raises(ConfigurationError, match=r"on the Dask worker tcp://.* no API key"):
+        distributed.map(ChatPool(4), ["a"], client)
+
+
+def test_client_must_be_one(pool):
+    """Told at once, with its type."""
+    with pytest.raises(ConfigurationError, match=r"must be a distributed\.Client, not str"):
+        distributed.map(pool, ["a"], "tcp://scheduler:8786")
+
+
+def test_maps_at_once_and_within_tasks(client, server, pool):
+    """Several threads share a client, and a task may map, too; no answer crosses."""
+    found = {}
+
+    def run(name):
+        found[name] = distributed.map(pool, [f"{name} {number}" for number in range(100)], client)
+
+    threads = [threading.Thread(target=run, args=(name,)) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {name: [f"{name} {number}" for number in range(100)] for name in "abc"}
+    assert client.submit(map_in_task, pool, ["n1", "n2"], pure=False).result(timeout=60) == ["n1", "n2"]
+
+
+def map_in_task(pool, prompts):
+    return list(distributed.map(pool, prompts))
+
+
+def test_retired_worker_loses_nothing(server, pool):
+    """One that leaves in order finishes what it has, or leaves it to the others."""
+    server._latency = 0.02
+    with make_cluster(3) as cluster, Client(cluster) as client:
+        results = distributed.imap_unordered(pool, PROMPTS, client)
+        came = [next(results) for _ in range(50)]
+        retiring = threading.Thread(target=client.retire_workers, args=([next(iter(client.nthreads()))],))
+        retiring.start()
+        came += results
+        retiring.join()
+    assert sorted(result.text for result in came) == sorted(PROMPTS)
 
 
 def test_wrong_key_stops_all_processes(client, monkeypatch):
