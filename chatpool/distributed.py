@@ -33,7 +33,7 @@ from .pool import ChatPool
 from .results import Answers, ChatResult
 
 try:
-    from distributed import Client, Future, Queue, get_client
+    from distributed import Client, Future, Queue, get_client, get_worker, secede
     from distributed.protocol.pickle import dumps, loads
 
     from ._remote import Batch, Lump, answer, share_budgets, stop
@@ -122,6 +122,13 @@ def mapper(
     return Mapper(cluster, run, pool._settings, progress=shown, journal=journal, hooks=pool._hooks, **how)
 
 
+def _leave_task_thread() -> None:
+    """Within a Dask task, let others have its thread: this worker's own batches may need it."""
+    with contextlib.suppress(ValueError, AttributeError, KeyError):  # no worker; no thread of its; it has left already
+        get_worker()
+        secede()
+
+
 def _check_client(client: Client) -> Client:
     if not isinstance(client, Client):
         raise ConfigurationError(f"client must be a distributed.Client, not {type(client).__name__}")
@@ -208,6 +215,7 @@ class _Cluster:
     def start(self, run: Run, jobs: int) -> None:
         """Make ready; calls go out when their results are waited for."""
         if self._queue is None:
+            _leave_task_thread()
             self._queue = Queue(self._job, client=self._client)
 
     def end(self, run: Run) -> None:
