@@ -232,7 +232,7 @@ def test_budget_is_shared_out_anew_as_workers_come_and_go(server):
 
         def settled(workers):
             next(results)  # the run looks after its workers while it is asked for results
-            shares = client.run(budgets)
+            shares = client.run(budgets, on_error="ignore")  # one may go just now
             return len(shares) == workers and all(share == [1200 / workers] for share in shares.values())
 
         assert wait_until(lambda: settled(3), 30)
