@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from chatpool.testing import Reply
-
-from ..conftest import wait_until
+from tests.conftest import wait_until
 
 pytest.importorskip("nbclient", reason="nbclient is not installed")
 pytest.importorskip("ipykernel", reason="ipykernel is not installed")
