@@ -10,7 +10,6 @@ import pytest
 
 from chatpool import ChatPool, ParseError
 from chatpool.testing import Reply
-from tests.snippets import ROOT, answer, snippets
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RIVERS = ["Amazon", "Chari", "Größe 河"]
@@ -228,19 +227,3 @@ def test_models_come_back_from_a_journal(server, tmp_path):
             answers = pool.map(["a"], parse=City.model_validate_json, journal=tmp_path / "cities.jsonl")
             assert answers == [City(name="Lima")]
     assert len(server.requests) == 1
-
-
-def test_documented_snippets(server, pool):
-    """What the page on data shows works as it stands."""
-    pd, pydantic = pytest.importorskip("pandas"), pytest.importorskip("pydantic")
-    server._reply = answer
-    space = {"pool": pool, "pd": pd, "BaseModel": pydantic.BaseModel, "prompts": ["The largest city of Peru"]}
-    frames = [pd.DataFrame({"prompt": ["a", "b"]}), pd.DataFrame({"prompt": ["a", None, "c"]})]
-    column, gaps, models = snippets(ROOT / "docs" / "data.md")
-    column.run({**space, "df": frames[0]})
-    gaps.run({**space, "df": frames[1]})
-    models.run(space)
-    assert list(frames[0]["answer"]) == ["a", "b"]
-    assert list(frames[0]["error"]) == [None, None]
-    assert list(frames[1]["answer"].fillna("")) == ["a", "", "c"]
-    assert space["cities"][0].population == 10_000_000

@@ -134,7 +134,7 @@ def test_interrupt_ends_the_cell_and_the_pool_lives_on(server, kernel, cell, rep
     most = 1 if reply.status == 429 or "ask" in cell else 4
     content, seconds = kernel.interrupt(cell, lambda: server.count("stuck") >= most)
     assert content["ename"] == "KeyboardInterrupt"
-    assert seconds < 5  # a tenth of that where the machine is free
+    assert seconds < 20  # well under one where the machine is free; the calls would hang for 50 and more
     if reply.status == 200:
         assert kernel.run('print(pool.map(["b"] * 8, progress=False))') == f"{['b'] * 8}\n"
 

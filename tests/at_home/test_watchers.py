@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -262,6 +264,29 @@ def test_urllib3s_instrumentation_may_come_before_the_import(server):
     pytest.importorskip("opentelemetry.sdk")
     pytest.importorskip("opentelemetry.instrumentation.urllib3")
     assert run(_URLLIB3_FIRST, server.url) == [200] * 10
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "watching.md").read_text(encoding="utf-8")
+ALONE = re.findall(r"```python alone\n(.*?)```", PAGE, flags=re.DOTALL)  # others are run by tests/test_docs.py
+
+
+@pytest.mark.parametrize(
+    ("needs", "told"), [("opentelemetry.instrumentation.requests", "traceparent"), ("sentry_sdk", "user-agent")]
+)
+def test_snippet_that_changes_its_process_runs(server, monkeypatch, needs, told):
+    """OpenTelemetry's tells the server its trace; Sentry's does not, as it says."""
+    pytest.importorskip(needs)
+    (code,) = [code for code in ALONE if needs in code]
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("SENTRY_DSN", "http://public@127.0.0.1:1/1")  # where nobody listens
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "river in Peru" in done.stdout or '"http.status_code": 200' in done.stdout
+    for request in server.requests:
+        assert told in request.headers
+        assert "sentry-trace" not in request.headers
+    assert server.requests
 
 
 def run(code, *arguments):
