@@ -10,12 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
+from .errors import JournalError
 from .journal import Journal, PathLike
 
 _SILENCE = 5.0  # seconds without any call, from which on a run is over and what follows another
 _MOST_BINS = 150
 _BIN_WIDTHS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 21600, 86400)  # seconds
 _REFUSAL = "RateLimitError"
+_MOST = 1e11
 
 
 class Spans:
@@ -129,8 +131,8 @@ class History:
     def add(self, document: Mapping[str, Any], *, is_last: bool) -> None:
         """Take a line in; ``is_last``: it is its prompt's last."""
         ours = document["chatpool"]
-        self.requests += ours["attempts"]
-        began, elapsed = ours["started"], ours["elapsed"]
+        self.requests += int(_number(ours["attempts"]))
+        began, elapsed = _number(ours["started"]), _number(ours["elapsed"])
         self.calls.add(began, began + elapsed)
         self._add_tries(began, ours.get("tries") or [(0.0, elapsed, None)])
         self._add_tokens(began + elapsed, ((document["response"] or {}).get("body") or {}).get("usage") or {})
@@ -148,16 +150,16 @@ class History:
 
     def _add_tries(self, began: float, tries: Iterable[tuple[float, float, str | None]]) -> None:
         for start, end, error in tries:
-            self.tries.add(began + start, began + end)
+            self.tries.add(began + _number(start), began + _number(end))
             if error is not None:
-                self.setbacks[error] += 1
+                self.setbacks[str(error)] += 1
             if error == _REFUSAL:
                 self.refusals.add(began + end)
 
     def _add_tokens(self, moment: float, usage: Mapping[str, Any]) -> None:
         # Chat completions and embeddings name them so; the Responses API otherwise.
-        self.tokens_in.add(moment, usage.get("prompt_tokens") or usage.get("input_tokens") or 0)
-        self.tokens_out.add(moment, usage.get("completion_tokens") or usage.get("output_tokens") or 0)
+        self.tokens_in.add(moment, _number(usage.get("prompt_tokens") or usage.get("input_tokens") or 0))
+        self.tokens_out.add(moment, _number(usage.get("completion_tokens") or usage.get("output_tokens") or 0))
 
     def _add_failure(self, error: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
         cause = Cause(str(ours.get("error")), ours.get("status_code"), error.get("code"))
@@ -171,8 +173,20 @@ def _cut(start: float, end: float, bins: int) -> list[float]:
 
 def read_history(path: PathLike) -> History:
     """Read a journal, also one that is being written. Raises JournalError for what is none."""
-    journal = Journal(path, is_read_only=True)
-    try:
-        return History(journal.documents())
-    finally:
-        journal.close()
+    history, number = History(), 0
+    with Journal(path, is_read_only=True) as journal:
+        for number, (document, is_last) in enumerate(journal.documents(), 1):
+            try:
+                history.add(document, is_last=is_last)
+            except (AttributeError, KeyError, TypeError, ValueError):
+                raise JournalError(
+                    f"{journal.path}: line {number} was changed by other hands, and tells nothing"
+                ) from None
+    return history
+
+
+def _number(value: Any) -> float:
+    """Return a number as a journal may hold it: seconds, of which there were never more than that, or tokens."""
+    if not isinstance(value, (int, float)) or not 0 <= value < _MOST:
+        raise ValueError(value)
+    return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -207,6 +208,43 @@ def test_without_plotly_it_says_what_to_install(journal):
     done = subprocess.run([sys.executable, "-c", program, "report", str(journal)], capture_output=True, text=True)
     assert done.returncode == 2
     assert "pip install 'chatpool[report]'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"started": float("nan")},
+        {"started": 1e300},
+        {"started": "today"},
+        {"elapsed": -1},
+        {"attempts": None},
+        {"tries": [[0, 1]]},
+        {"tries": {"a": 1}},
+    ],
+    ids=str,
+)
+def test_line_that_other_hands_changed_is_named(journal, capsys, change):
+    """In a sentence with its number, whatever nonsense it says."""
+    pytest.importorskip("plotly")
+    first, *others = journal.read_text().splitlines()
+    document = json.loads(first)
+    document["chatpool"].update(change)
+    journal.write_text("\n".join([json.dumps(document), *others]) + "\n")
+    assert main(["report", str(journal)]) == 2
+    assert "line 1 was changed by other hands" in capsys.readouterr().err
+
+
+def test_report_of_embeddings(server, tmp_path):
+    """Their tokens are told, though there is no text."""
+    pytest.importorskip("plotly")
+    body = {"object": "list", "data": [{"embedding": [0.5]}], "usage": {"prompt_tokens": 7, "total_tokens": 7}}
+    server.script('"hi"', Reply(body=body))
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {"model": "m", "input": "hi"}}
+    (tmp_path / "in.jsonl").write_text(json.dumps(line) + "\n")
+    output = tmp_path / "out.jsonl"
+    assert main(["run", str(tmp_path / "in.jsonl"), "-o", str(output), "--base-url", server.url]) == 0
+    assert main(["report", str(output)]) == 0
+    assert "7 in, 0 out, 7 in all" in output.with_suffix(".html").read_text()
 
 
 def test_documented_snippet(named_server, tmp_path, monkeypatch):
