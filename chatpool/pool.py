@@ -153,8 +153,9 @@ class ChatPool:
         asked. Prompts are known again by their request's body, in whatever order they come; so those with another
         model or other parameters are asked anew. ``max_requests``, ``max_tokens``: once so many requests were sent, or
         the answers have cost so many tokens, nothing more is sent, and what is left has SpendLimitError (what bounds
-        each answer is ``params={"max_tokens": …}``); answers in flight then still come in, so tokens may go over by at most ``max_workers`` of them. ``dedupe``: equal prompts
-        are asked once; the copies cost no tokens, and share one ``value``.
+        each answer is ``params={"max_tokens": …}``); answers in flight then still come in, so tokens may go over by
+        at most ``max_workers`` of them. ``dedupe``: equal prompts are asked once; the copies cost no tokens, and share
+        one ``value``.
 
         Raises TypeError or ValueError for a prompt that cannot be sent, with its index, before anything is sent.
         Raises JournalError for a journal that is another kind of file, in use by another run, or cannot be written.
