@@ -24,8 +24,10 @@ from .errors import CallError, class_named
 from .results import ChatResult
 
 BEGINNING = b'{"id": "'
+OUR_ID = b"chatpool-"
 _HEAD = re.compile(rb'\{"id": "[^"]*", "custom_id": ("(?:[^"\\]|\\.)*"), "response": ')
-_OURS = b', "chatpool": {'
+_OURS_BEGINS = b', "chatpool": {'
+_OURS = re.compile(rb', "chatpool": \{"hash": "([0-9a-f]*)", ')
 _NO_ERROR = b', "error": null'
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
@@ -40,7 +42,11 @@ class Key:
 
 def digest_of(path: str, body: Mapping[str, Any]) -> str:
     """Return 32 hex digits for a request: the same for the same path and body, in whatever order its fields stand."""
-    return hashlib.sha256(f"{path}\n{_canonical.encode(body)}".encode("ascii")).hexdigest()[:32]
+    try:
+        canonical = _canonical.encode(body)
+    except TypeError:  # names that cannot be sorted, 1 and "1" for instance, all of which JSON makes strings
+        canonical = _canonical.encode(json.loads(json.dumps(body)))
+    return hashlib.sha256(f"{path}\n{canonical}".encode("ascii")).hexdigest()[:32]
 
 
 def line_of(result: ChatResult, key: Key, timeline: Sequence[Try] = ()) -> bytes:
@@ -50,7 +56,7 @@ def line_of(result: ChatResult, key: Key, timeline: Sequence[Try] = ()) -> bytes
         status = (error.status_code if error else None) or 200
         response = {"status_code": status, "request_id": result.request_id or "", "body": result.response}
     document = {
-        "id": f"chatpool-{os.urandom(8).hex()}",
+        "id": f"{OUR_ID.decode()}{os.urandom(8).hex()}",
         "custom_id": key.custom_id,
         "response": response,
         "error": None if error is None else {"code": error.code or type(error).__name__, "message": str(error)},
@@ -72,21 +78,24 @@ def line_of(result: ChatResult, key: Key, timeline: Sequence[Try] = ()) -> bytes
     return json.dumps(document, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
-def glance(line: bytes) -> tuple[str, bool] | None:
-    """Return a line's custom_id and whether it holds a good answer; None if it is no line of a journal.
+def glance(line: bytes) -> tuple[Key, bool] | None:
+    """Return what a line answers and whether it holds a good answer; None if it is no line of a journal.
 
     Parses no more than it must: a line that this module wrote shows both at its ends.
     """
-    ours, head = line.rfind(_OURS), _HEAD.match(line)
-    if ours >= 0 and head is not None and line.endswith((b"}}\n", b"}}\r\n", b"}}")):
-        name = (
-            json.loads(head[1].decode("utf-8", "replace"))
-            if b"\\" in head[1]
-            else head[1][1:-1].decode("utf-8", "replace")
-        )
-        return name, line.endswith(_NO_ERROR, 0, ours)
+    head = _HEAD.match(line)
+    ours = _OURS.match(line, line.rfind(_OURS_BEGINS)) if head else None
+    if head is not None and ours is not None and line.endswith((b"}}\n", b"}}\r\n", b"}}")):
+        name = head[1].decode("utf-8", "replace")
+        key = Key(json.loads(name) if "\\" in name else name[1:-1], ours[1].decode())
+        return key, line.endswith(_NO_ERROR, 0, ours.start())
     document = parse_line(line)  # other tools have their own way with spaces and order
-    return None if document is None else (document["custom_id"], document["error"] is None)
+    return None if document is None else (key_of(document), document["error"] is None)
+
+
+def key_of(document: Mapping[str, Any]) -> Key:
+    """Return what a line answers."""
+    return Key(document["custom_id"], str(document["chatpool"].get("hash")))
 
 
 def parse_line(line: bytes) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import stat
 import threading
@@ -21,7 +22,7 @@ from types import TracebackType
 from typing import Any, Callable, Union
 
 from ._call import Parse, Try
-from ._lines import BEGINNING, Key, digest_of, glance, is_json, line_of, parse_line, result_of
+from ._lines import BEGINNING, OUR_ID, Key, digest_of, glance, is_json, key_of, line_of, parse_line, result_of
 from ._messages import Task, path_of
 from .errors import DeadlineError, JournalError, NotSentError
 from .results import ChatResult
@@ -40,46 +41,47 @@ _open_journals: weakref.WeakSet[Journal] = weakref.WeakSet()
 class Journal:
     """The file: locked while it is open, repaired and indexed when it is opened.
 
-    The index holds two numbers for each custom_id, whatever the size of its answer: about 110 bytes.
+    The index holds two numbers for each request, whatever the size of its answer: about 110 bytes.
     """
 
     def __init__(self, path: PathLike, *, is_read_only: bool = False) -> None:
         self.path = os.fspath(path)
-        self._fd = _open(self.path, os.O_RDONLY if is_read_only else os.O_RDWR | os.O_APPEND | os.O_CREAT)
+        self._file = _open(self.path, os.O_RDONLY if is_read_only else os.O_RDWR | os.O_APPEND | os.O_CREAT)
         # Opened once more, because what is written moves the place where its own handle reads.
-        self._reader = os.fdopen(_open(self.path, os.O_RDONLY), "rb", buffering=2**15)
-        try:
-            if not is_read_only:
-                _lock(self._fd, self.path)
-            self._index, self._end = index(self._reader, self.path)
-            if not is_read_only and self._end != os.fstat(self._fd).st_size:
-                os.ftruncate(self._fd, self._end)  # the torn line of a run that was killed
-        except BaseException:
-            self._reader.close()
-            os.close(self._fd)
-            raise
-        self._writing = threading.Lock()
+        self._reader = io.BufferedReader(_open(self.path, os.O_RDONLY), 2**15)
+        # One that its own thread can take twice: the collector may close an iterator that was dropped in mid-append.
+        self._writing = threading.RLock()
         self._is_closed = False
         self._synced_at = time.monotonic()
+        try:
+            if not is_read_only:
+                _lock(self._file.fileno(), self.path)
+            self._index, self._end = index(self._reader, self.path)
+            if not is_read_only:
+                self._mend_end()
+        except BaseException:
+            self._reader.close()
+            self._file.close()
+            raise
         _open_journals.add(self)
 
-    def find(self, custom_id: str) -> Mapping[str, Any] | None:
-        """Return the last line with this name, parsed."""
-        found = self._index.get(number_of(custom_id))
+    def find(self, key: Key) -> Mapping[str, Any] | None:
+        """Return the last line for this request, parsed: the last good one, if there is any."""
+        found = self._index.get(_number_of_key(key))
         if found is None:
             return None
         self._reader.seek(found >> 1)
         return parse_line(self._reader.readline())
 
     def documents(self) -> Iterator[tuple[Mapping[str, Any], bool]]:
-        """Yield every line, parsed, and whether it is the last with its name, which is the one that counts."""
+        """Yield every line, parsed, and whether it is the one of its request that counts."""
         self._reader.seek(0)
         place = 0
         while place < self._end:
             line = self._reader.readline()
             document = parse_line(line)
             if document is not None:  # only its ends were looked at before
-                yield document, self._index[number_of(document["custom_id"])] >> 1 == place
+                yield document, self._index[_number_of_key(key_of(document))] >> 1 == place
             place += len(line)
 
     def append(self, line: bytes) -> None:
@@ -92,11 +94,8 @@ class Journal:
                 return
             try:
                 self._write(line)
-            except OSError as error:
-                with contextlib.suppress(OSError):
-                    os.ftruncate(self._fd, self._end)
-                raise _refuse(self.path, "written", error) from None
-            self._end += len(line)
+            except ValueError:  # closed just now, by the collector, in this thread
+                return
             is_due = time.monotonic() - self._synced_at >= _SYNC_EVERY
             if is_due:
                 self._synced_at = time.monotonic()
@@ -104,7 +103,9 @@ class Journal:
             self._sync()
 
     def close(self) -> None:
-        """Sync the file and let it go. Closing again does nothing."""
+        """Sync the file and let it go. Closing again does nothing, and a forked child's lock may be held for ever."""
+        if self._is_closed:
+            return
         with self._writing:
             if self._is_closed:
                 return
@@ -113,24 +114,46 @@ class Journal:
             self._sync()
         finally:
             self._reader.close()
-            os.close(self._fd)
+            self._file.close()
 
     def leave_to_parent(self) -> None:
         """In a forked child: close what it inherited, or it would hold the lock when its parent is gone."""
         if not self._is_closed:
             self._is_closed = True
-            os.close(self._fd)
+            self._file.close()
+
+    def _mend_end(self) -> None:
+        """Cut off the torn line of a run that was killed; end the last line, if an editor left it without."""
+        if self._end != os.fstat(self._file.fileno()).st_size:
+            self._file.truncate(self._end)
+        if self._end:
+            self._reader.seek(self._end - 1)
+            if self._reader.read(1) != b"\n":
+                self._write(b"\n")
 
     def _write(self, line: bytes) -> None:
         rest = memoryview(line)
-        while rest:  # one write, but for a disk that is nearly full
-            rest = rest[os.write(self._fd, rest) :]
+        try:
+            while rest:  # one write, but for a disk that is nearly full
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(self._end)
+            raise _refuse(self.path, "written", error) from None
+        self._end += len(line)
 
     def _sync(self) -> None:
+        """Have the disk hold what was written. Raises JournalError also where that is no longer the file's."""
+        end = self._end
         try:
-            os.fsync(self._fd)
+            os.fsync(self._file.fileno())
+            now = os.fstat(self._file.fileno())
+        except ValueError:  # closed meanwhile, and synced by that
+            return
         except OSError as error:
             raise _refuse(self.path, "synced to the disk", error) from None
+        if not now.st_nlink or now.st_size < end:
+            raise JournalError(f"the journal {self.path} was removed, replaced or cut short while it was written")
 
     def __enter__(self) -> Journal:
         return self
@@ -138,7 +161,9 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        # What ends a run with an error, Ctrl-C for one, is what the caller is to see.
+        with contextlib.suppress(JournalError) if error is not None else contextlib.nullcontext():
+            self.close()
 
 
 class Ledger:
@@ -166,8 +191,8 @@ class Ledger:
     def find(self, index: int, prompt: Any) -> ChatResult | None:
         """Return what the journal holds for the next prompt, None if it is to be asked. Ask for each once, in order."""
         key = self._keys[index] = self._key(prompt)
-        document = self._journal.find(key.custom_id) if self._journal else None
-        if document is None or (document["custom_id"], document["chatpool"].get("hash")) != (key.custom_id, key.digest):
+        document = self._journal.find(key) if self._journal else None
+        if document is None or key_of(document) != key:
             return None
         result = result_of(document, index, prompt)
         if result is None or not (result.ok or not self._retries_failed) or not self._parses(result):
@@ -199,32 +224,47 @@ class Ledger:
             object.__setattr__(result, "value", self._parse(result.text or ""))
         except ValueError:
             return False
+        except Exception as error:
+            error.prompt_index = result.index  # type: ignore[attr-defined]
+            raise
         return True
 
 
 def index(reader: Any, path: str) -> tuple[dict[int, int], int]:
-    """Read a journal through. Return for each custom_id where its last line begins, twice that number and one more
-    for a good answer, and where the last whole line ends. Raises JournalError for any other kind of file."""
+    """Read a journal through. Return for each request where the line that counts begins, its last good one or else
+    its last, twice that number and one more for a good answer; and where the last whole line ends.
+
+    Raises JournalError for any other kind of file.
+    """
     found: dict[int, int] = {}
     end = 0
     for number, line in enumerate(reader, 1):
-        told = glance(line) if line.endswith(b"\n") else None
+        is_whole = line.endswith(b"\n") or parse_line(line) is not None  # an editor may have left the last without
+        told = glance(line) if is_whole else None
         if told is None:
-            if _is_torn(line) and not reader.read(1):
+            # A journal that is being written may have grown since.
+            if _is_torn(line, is_first=number == 1) and (not line.endswith(b"\n") or not reader.read(1)):
                 break
             raise JournalError(f"{path} is no journal: line {number} was not written by chatpool; it was left as it is")
-        custom_id, is_good = told
-        found[number_of(custom_id)] = end << 1 | is_good
+        key, is_good = told
+        request = _number_of_key(key)
+        if is_good or not found.get(request, 0) & 1:
+            found[request] = end << 1 | is_good
         end += len(line)
     return found, end
 
 
-def _is_torn(line: bytes) -> bool:
-    """Whether a last line may be one of ours, cut off; after a failure of power it may be all zeros."""
+def _is_torn(line: bytes, *, is_first: bool) -> bool:
+    """Whether a last line may be one of ours, cut off; after a failure of power it may be all zeros.
+
+    Of a file with no other line, it must be seen to be ours.
+    """
+    if is_first:
+        return line.startswith(BEGINNING + OUR_ID) and not is_json(line)
     if not line.strip(b"\0\n"):
         return b"\0" in line
     is_ours = line.startswith(BEGINNING) or BEGINNING.startswith(line)
-    return is_ours and not line.endswith(b"\n") and (parse_line(line) is not None or not is_json(line))
+    return is_ours and not line.endswith(b"\n") and not is_json(line)
 
 
 def number_of(name: str) -> int:
@@ -232,15 +272,20 @@ def number_of(name: str) -> int:
     return int.from_bytes(blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
-def _open(path: str, flags: int) -> int:
+def _number_of_key(key: Key) -> int:
+    return number_of(f"{key.custom_id} {key.digest}")
+
+
+def _open(path: str, flags: int) -> io.FileIO:
     try:
-        fd = os.open(path, flags | getattr(os, "O_BINARY", 0), 0o600)
+        # Without O_NONBLOCK, a pipe that nobody writes to would hold us up before it can be refused.
+        fd = os.open(path, flags | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0), 0o600)
     except OSError as error:
         raise _refuse(path, "opened", error) from None
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise JournalError(f"the journal {path} must be a regular file")
-    return fd
+    return io.FileIO(fd, "r" if flags == os.O_RDONLY else "r+")
 
 
 def _lock(fd: int, path: str) -> None:

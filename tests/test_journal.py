@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import json
 import os
 import random
@@ -15,7 +17,8 @@ import time
 import pytest
 
 from chatpool import ChatPool, JournalError, NotSentError
-from chatpool._lines import Key, digest_of, glance, line_of, parse_line, result_of
+from chatpool._lines import Key, digest_of, glance, key_of, line_of, parse_line, result_of
+from chatpool._messages import Task
 from chatpool.journal import Journal
 from chatpool.testing import FakeChatServer, Reply
 from tests.conftest import wait_until
@@ -221,8 +224,40 @@ def test_every_prefix_of_a_line_is_a_torn_line(server, pool, path, tmp_path):
     for length in range(len(second)):
         torn.write_bytes(first + second[:length])
         with Journal(torn) as journal:
-            assert journal.find(json.loads(first)["custom_id"]) is not None
-        assert torn.read_bytes() == first
+            assert journal.find(key_of(json.loads(first))) is not None
+        is_torn = length < len(second) - 1  # only its newline
+        assert torn.read_bytes() == (first if is_torn else first + second)
+
+
+@pytest.mark.parametrize("is_only_line", [True, False])
+def test_last_line_without_its_newline_is_kept(server, pool, path, is_only_line):
+    """Some editors save a file so. Whole as it is, it was paid for."""
+    pool.map(["a"] if is_only_line else ["a", "b"], journal=path)
+    path.write_bytes(path.read_bytes()[:-1])
+    asked = len(server.requests)
+    assert pool.map(["a", "b", "c"], journal=path) == ["a", "b", "c"]
+    assert len(server.requests) == asked + (2 if is_only_line else 1)
+    assert len(lines(path)) == 3
+
+
+def test_good_answer_outlives_what_comes_after_it(server, pool, path):
+    """Another model under the same journal and back again; a parse that refused the answer, and is taken out."""
+    pool.map(["a"], journal=path)
+    pool.map(["a"], journal=path, params={"model": "other"})
+    pool.map(["a"], journal=path, parse=int)
+    asked = len(server.requests)
+    assert pool.map(["a"], journal=path) == ["a"]
+    assert pool.map(["a"], journal=path, params={"model": "other"}) == ["a"]
+    assert len(server.requests) == asked
+
+
+def test_name_used_for_two_requests_keeps_both_answers(server, make_pool, path):
+    """An edited input, sent, and the old one taken back."""
+    pool = make_pool()
+    for prompt in ["old", "new", "old", "new"]:
+        (result,) = pool._mapper(journal=path).stream([Task(prompt, "the-name")], in_order=True)
+        assert result.text == prompt
+    assert [request.prompt for request in server.requests] == ["old", "new"]
 
 
 BATCH_OUTPUT = b'{"id": "batch_req_1", "custom_id": "r", "response": {"status_code": 200, "body": {}}, "error": null}\n'
@@ -240,6 +275,11 @@ BATCH_OUTPUT = b'{"id": "batch_req_1", "custom_id": "r", "response": {"status_co
         b"prompt\na\n",
         BATCH_OUTPUT,
         BATCH_OUTPUT[:-1],
+        BATCH_OUTPUT[:-20],
+        b'{"id": "x", "te',
+        b"{",
+        b"\0\0\0",
+        b'{"id": ' + b"[" * 100_000,
     ],
 )
 def test_file_of_another_kind_is_refused_untouched(server, pool, path, content):
@@ -359,7 +399,9 @@ def test_kill_at_twenty_random_moments(path):
             process.kill()
             process.wait()
             finished.update(
-                names[told[0]] for line in path.read_bytes().splitlines(keepends=True) if (told := glance(line))
+                names[told[0].custom_id]
+                for line in path.read_bytes().splitlines(keepends=True)
+                if (told := glance(line))
             )
         done = subprocess.run([sys.executable, "-c", RUN, server.url, str(path)], capture_output=True, check=True)
         assert wait_until(lambda: server.open_connections == 0)
@@ -427,6 +469,105 @@ def test_synced_once_a_second_and_at_the_end(server, pool, path, monkeypatch):
     assert len(syncs) == 1 + 10 + 1
 
 
+# What the file, the collector and a fork do behind its back.
+
+
+@pytest.mark.parametrize("end", ["removed", "replaced", "cut short"])
+def test_file_that_is_gone_is_told(server, pool, path, tmp_path, end):
+    """What would be written to it from then on would be lost."""
+    answers = pool.imap_unordered(PROMPTS, journal=path)
+    next(answers)
+    if end == "removed":
+        path.unlink()
+    elif end == "replaced":
+        (tmp_path / "other").write_text("")
+        (tmp_path / "other").replace(path)
+    else:
+        os.truncate(path, 0)
+    with pytest.raises(JournalError, match="was removed, replaced or cut short while it was written"):
+        list(answers)
+
+
+def test_collector_may_close_the_journal_in_the_midst_of_a_line(server, pool, path, monkeypatch):
+    """An iterator dropped in a cycle, and found by a worker that is just writing: no deadlock, and no stray write."""
+    write, was_dropped, was_closed = Journal._write, threading.Event(), threading.Event()
+
+    def collect_and_write(journal, line):
+        if b"slow" in line:
+            was_dropped.wait(20)
+            gc.collect()
+            if journal._file.closed:
+                was_closed.set()
+        write(journal, line)
+
+    monkeypatch.setattr(Journal, "_write", collect_and_write)
+    server.script("slow", Reply("slow", delay=0.05))
+    answers = pool.imap_unordered(["a", "slow"], journal=path)
+    gc.disable()
+    try:
+        cycle = [answers]
+        cycle.append(cycle)
+        assert next(answers).value == "a"
+        del cycle, answers
+        was_dropped.set()
+        assert was_closed.wait(20)
+    finally:
+        gc.enable()
+    assert pool.map(["a", "x"], journal=path) == ["a", "x"]
+    assert len(lines(path)) == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_child_forked_amid_a_line_may_close_its_iterator(server, pool, path, monkeypatch):
+    """The lock was held at the fork, by a thread that the child has not."""
+    write, is_writing, may_go_on = Journal._write, threading.Event(), threading.Event()
+
+    def slow_disk(journal, line):
+        if b"slow" in line:
+            is_writing.set()
+            may_go_on.wait(20)
+        write(journal, line)
+
+    monkeypatch.setattr(Journal, "_write", slow_disk)
+    answers = pool.imap(["a", "slow"], journal=path)
+    assert next(answers).value == "a"
+    assert is_writing.wait(20)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        answers.close()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    may_go_on.set()
+    assert [result.value for result in answers] == ["slow"]
+
+
+def test_error_of_the_disk_does_not_hide_an_interrupt(server, pool, path, monkeypatch):
+    def broken(fd):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    answers = pool.imap(["a", "b"], journal=path)
+    next(answers)
+    with pytest.raises(KeyboardInterrupt):
+        answers.throw(KeyboardInterrupt)
+
+
+def test_bug_in_parse_names_the_prompt_also_on_resume(server, pool, path):
+    pool.map(["a", "b"], journal=path)
+    with pytest.raises(ZeroDivisionError) as caught:
+        pool.map(["a", "b"], journal=path, parse=lambda text: 1 // (text != "b"))
+    assert caught.value.prompt_index == 1
+
+
+def test_names_that_cannot_be_sorted(server, pool, path):
+    """JSON makes strings of them; the journal knows the request again all the same."""
+    params = {"metadata": {1: "one", "two": 2}}
+    for _ in range(2):
+        assert pool.map(["a"], journal=path, params=params) == ["a"]
+    assert len(server.requests) == 1
+
+
 # The lines themselves.
 
 
@@ -447,7 +588,7 @@ def test_glance_sees_what_parsing_sees(server, pool, path):
     pool.map(["a", "bad", "odd"], journal=path)
     for line in path.read_bytes().splitlines(keepends=True):
         document = parse_line(line)
-        assert glance(line) == (document["custom_id"], document["error"] is None)
+        assert glance(line) == (key_of(document), document["error"] is None)
 
 
 def test_failed_line_becomes_the_same_error_again(server, pool, path):
