@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import stat
 import sys
@@ -24,8 +25,15 @@ from .journal import number_of
 
 KINDS = ("jsonl", "csv", "text")
 _KIND_OF = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".txt": "text", ".text": "text"}
+_BUFFER = 2**20  # bytes
 _MOST_SHOWN = 20  # bad lines
 _BOM = b"\xef\xbb\xbf"
+# Of OpenAI's API reference for chat completions, but for those that a data set may mean otherwise: "user", "metadata".
+_BODY_FIELDS = {
+    "model", "temperature", "top_p", "n", "stop", "seed", "max_tokens", "max_completion_tokens", "presence_penalty",
+    "frequency_penalty", "logit_bias", "logprobs", "top_logprobs", "response_format", "tools", "tool_choice",
+    "parallel_tool_calls", "reasoning_effort", "service_tier", "stream", "stream_options",
+}  # fmt: skip
 
 Found = tuple[int, Union[Task, str]]  # a line's number from 1, and its request or what is wrong with it
 
@@ -40,13 +48,18 @@ class Input:
     def __init__(self, path: str, kind: str | None = None) -> None:
         self.name = "stdin" if path == "-" else path
         self._file = _open(path)
-        self._read = {"jsonl": _read_jsonl, "csv": _read_csv, "text": _read_text}[kind or self._guess_kind(path)]
+        try:
+            self._read = {"jsonl": _read_jsonl, "csv": _read_csv, "text": _read_text}[kind or self._guess_kind(path)]
+        except InputError:
+            self.close()
+            raise
         self._count = 0
 
     def check(self, digest_of: Callable[[Task], str]) -> frozenset[int]:
         """Read it all and raise InputError if there are bad lines, or two with one custom_id.
 
-        Returns which requests without a custom_id are repeated, as numbers of their digests. Takes 8 bytes a line.
+        Returns which requests without a custom_id are repeated, as numbers of their digests. Takes 8 bytes a line, and
+        at its end, for a moment, some 50.
         """
         problems, names, digests = _Problems(self.name), array("Q"), array("Q")
         for line, found in self._found():
@@ -69,11 +82,17 @@ class Input:
         return self._count
 
     def __iter__(self) -> Iterator[Task]:
-        """Yield the requests."""
+        """Yield the requests. Raises InputError if they are not so many as ``check`` found, or there is a bad line."""
+        count = 0
         for line, found in self._found():
             if isinstance(found, str):
                 raise InputError(f"{self.name} has changed: line {line}: {found}")
+            count += 1
+            if count > self._count:
+                raise InputError(f"{self.name} has changed: it held {self._count:,} prompts, and now there are more")
             yield found
+        if count < self._count:
+            raise InputError(f"{self.name} has changed: it held {self._count:,} prompts, and now {count:,}")
 
     def close(self) -> None:
         """Close the file."""
@@ -91,7 +110,7 @@ class Input:
         return self._read(self._file)
 
     def _guess_kind(self, path: str) -> str:
-        """By the name's ending; else by the first line: JSON or text."""
+        """By the name's ending; else by the first line: JSON or text. A table must be called one."""
         kind = _KIND_OF.get(os.path.splitext(path)[1].lower())
         if kind is not None:
             return kind
@@ -100,7 +119,16 @@ class Input:
         try:
             return "jsonl" if isinstance(json.loads(first), (dict, str, list)) else "text"
         except (ValueError, RecursionError):
+            self._refuse_table(first)
             return "text"
+
+    def _refuse_table(self, first: bytes) -> None:
+        """Raise InputError for a table's first line: as text, its head and all its columns would be sent."""
+        if b"prompt" in (cell.strip(b' "') for cell in re.split(b"[,;\t]", first)):
+            raise InputError(
+                f"{self.name} looks like a table; say --input-format csv, where commas part its columns, or "
+                "--input-format text to send each line as a prompt"
+            )
 
     def _name_twins(self, twins: frozenset[int], problems: _Problems) -> None:
         seen: dict[str, int] = {}
@@ -132,12 +160,14 @@ class _Problems:
 
 
 def _open(path: str) -> BinaryIO:
+    if path == "-" and sys.stdin is None:  # Python's word for: closed before we began
+        raise InputError("cannot read stdin: it is closed")
     try:
-        file: BinaryIO = sys.stdin.buffer if path == "-" else open(path, "rb", buffering=2**20)  # noqa: SIM115 - closed by Input
+        file: BinaryIO = sys.stdin.buffer if path == "-" else open(path, "rb", buffering=_BUFFER)  # noqa: SIM115 - closed by Input
         if stat.S_ISREG(os.fstat(file.fileno()).st_mode) and path != "-":
             return file
         spool = tempfile.TemporaryFile()  # noqa: SIM115 - likewise
-        shutil.copyfileobj(file, spool, 2**20)
+        shutil.copyfileobj(file, spool, _BUFFER)
     except OSError as error:
         raise InputError(f"cannot read {'stdin' if path == '-' else path}: {error.strerror}") from None
     if path != "-":
@@ -185,18 +215,26 @@ def _read_csv(file: BinaryIO) -> Iterator[Found]:
     text = io.TextIOWrapper(file, "utf-8-sig", newline="")
     try:
         rows = csv.DictReader(text, strict=True)
-        if "prompt" not in (rows.fieldnames or ()):
-            yield 1, "the first line must name the columns, and one of them must be 'prompt'"
+        if list(rows.fieldnames or ()).count("prompt") != 1:
+            yield 1, "the first line must name the columns, with commas between, and one of them must be 'prompt'"
             return
         for row in rows:
-            prompt, name = row["prompt"], row.get("custom_id")
-            yield rows.line_num, Task(prompt, name or None) if prompt and prompt.strip() else "no prompt in this row"
+            yield rows.line_num, _row_task(row)
     except csv.Error as error:
         yield rows.line_num, f"not CSV: {error}"
     except UnicodeDecodeError:
         yield rows.line_num + 1, "not UTF-8, here or soon after"
     finally:
-        text.detach()
+        if not file.closed:
+            text.detach()  # or the file would be closed with it
+
+
+def _row_task(row: dict[str | None, str | None]) -> Task | str:
+    """Return the request of a table's row, or what is wrong with it."""
+    if None in row:
+        return "more cells than columns; a prompt with commas must stand in double quotes"
+    prompt, name = row["prompt"], row.get("custom_id")
+    return Task(prompt, name or None) if prompt and prompt.strip() else "no prompt in this row"
 
 
 def _task(document: object) -> Task:
@@ -207,6 +245,7 @@ def _task(document: object) -> Task:
     if isinstance(document, dict):
         document = {key: value for key, value in document.items() if key != "custom_id"}
         if "prompt" in document and "messages" not in document:
+            _refuse_lost_fields(document)
             document = document["prompt"]
             if not isinstance(document, (str, list)):
                 raise TypeError("'prompt' must be a string or a list of messages")
@@ -240,6 +279,15 @@ def _custom_id(document: dict[str, object]) -> str | None:
     if name is not None and (not isinstance(name, str) or not name):
         raise TypeError("'custom_id' must be a string, and not empty")
     return name
+
+
+def _refuse_lost_fields(document: dict[str, object]) -> None:
+    """Beside "prompt" there may be anything that a data set has, but nothing that was meant to be sent."""
+    lost = sorted(_BODY_FIELDS & document.keys())
+    if lost:
+        raise ValueError(
+            f"{lost[0]!r} would not be sent; with 'messages' in place of 'prompt' it would, or use --param"
+        )
 
 
 def _refuse_streams(body: dict[str, object]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from typing import Any
 
-from ._inputs import Input
+from ._inputs import Input, InputError
 from ._lines import digest_of
 from ._maps import Mapper
 from ._messages import Task, build_body, encode, estimate_tokens, path_of
@@ -73,22 +74,48 @@ class Job:
 def run(job: Job) -> int:
     """Send everything and tell what came of it on stderr; return the exit code."""
     tally = Tally()
+    _prepare_stdout(job)
     with closing(job.open()) as prompts, _mapper(job, prompts.check(job.digest)) as mapper:
         try:
             for result in mapper.stream(prompts, in_order=job.as_text):
                 tally.add(result, is_resumed=result.index in mapper.resumed)
                 if job.as_text:
-                    print(_one_line(result), flush=sys.stdout.isatty())
-            sys.stdout.flush()
-        except KeyboardInterrupt:
+                    _print(_one_line(result), job)
+        except KeyboardInterrupt as error:
+            answers = getattr(error, "answers", None)
+            for result in answers.results if answers else ():  # what had come, and was not told of yet
+                tally.add(result)
             raise Stopped(_interrupted(job, tally, len(prompts)), 130) from None
-        except JournalError as error:
+        except (JournalError, InputError) as error:
             if not tally.prompts and not getattr(error, "answers", ()):
                 raise
             raise Stopped(f"chatpool: {error}; {_how_to_go_on(job)}", 1) from None
     for line in tally.lines(mapper.wall, mapper.limited_by(tally.prompts - tally.resumed), mapper.waits):
         print(line, file=sys.stderr)
     return 1 if tally.failed else 0
+
+
+def leave_stdout() -> None:
+    """Write no more to stdout: Python itself would complain once more when it flushes at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _prepare_stdout(job: Job) -> None:
+    """What its encoding has not is escaped. A stdout that was closed before we began is None."""
+    if job.as_text and sys.stdout is None:
+        raise ConfigurationError("stdout is closed, and --text writes to it")
+    if job.as_text and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _print(line: str, job: Job) -> None:
+    try:
+        print(line, flush=sys.stdout.isatty())
+    except BrokenPipeError:  # whoever read it has left
+        raise
+    except OSError as error:
+        leave_stdout()
+        raise Stopped(f"chatpool: stdout cannot be written: {error.strerror}; {_how_to_go_on(job)}", 1) from None
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import sys
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import DEFAULT_MODEL, ChatPool, __version__
-from ._run import Job, Stopped, dry_run, run
+from ._run import Job, Stopped, dry_run, leave_stdout, run
 from .errors import ChatPoolError, ConfigurationError
 
 _EXAMPLES = """examples:
@@ -43,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say(str(stopped), stopped.exit_code)
     except (ChatPoolError, argparse.ArgumentTypeError) as error:
         return _say(f"chatpool: {error}", 2)
-    except BrokenPipeError:  # whoever read our output left; Python would complain once more when it flushes
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read our output left
+        leave_stdout()
         return 1
 
 
@@ -84,7 +85,7 @@ def _add_run(commands: Any) -> None:
     add("--text", action="store_true", help="write plain answers to stdout, one a line, in order; a newline is \\n")
     add("--dry-run", action="store_true", help="only tell the calls, the tokens, and what is done already")
     add("--input-format", choices=("jsonl", "csv", "text"), help="default: by the file's name or its first line")
-    add("--model", default=DEFAULT_MODEL, help="for what names none itself (default: %(default)s)")
+    add("--model", default=DEFAULT_MODEL, help="for chat prompts that name none (default: %(default)s)")
     add("--base-url", metavar="URL", help="default: OPENAI_BASE_URL, else OpenAI's")
     add("--system", metavar="TEXT", help="a system message before every plain prompt")
     add("--param", metavar="KEY=VALUE", action="append", default=[], type=_param, help="a field of every body; repeat")
@@ -154,6 +155,8 @@ def _add_fake_server(commands: Any) -> None:
 def _run(args: argparse.Namespace) -> int:
     if args.output is None and not (args.text or args.dry_run):
         raise ConfigurationError("say where the answers go: -o OUTPUT, or --text for plain text on stdout")
+    if args.output == "-":
+        raise ConfigurationError("-o needs a file, from which the next run resumes; --text writes to stdout")
     pool = ChatPool(
         args.workers,
         model=args.model,
@@ -200,8 +203,7 @@ def _demo(args: argparse.Namespace) -> int:
 def _fake_server(args: argparse.Namespace) -> int:
     from .testing import FakeChatServer, RateLimit, chaos  # noqa: PLC0415 - likewise
 
-    if not 0 <= args.error_rate <= 1:
-        raise ConfigurationError(f"--error-rate is a share, from 0 to 1, not {args.error_rate:g}")
+    _check_fake_server(args)
     limit = None
     if args.rpm is not None:
         limit = RateLimit(args.rpm / 60, max(1.0, args.rpm / 60), retry_after=60 / args.rpm)
@@ -220,6 +222,17 @@ def _fake_server(args: argparse.Namespace) -> int:
         print(f"serving on {server.url}, until Ctrl-C", flush=True)
         threading.Event().wait()
     return 0
+
+
+def _check_fake_server(args: argparse.Namespace) -> None:
+    if not 0 <= args.error_rate <= 1:
+        raise ConfigurationError(f"--error-rate is a share, from 0 to 1, not {args.error_rate:g}")
+    if not 0 <= args.latency < threading.TIMEOUT_MAX / 2:
+        raise ConfigurationError(f"--latency must be in seconds, from 0 on, not {args.latency:g}")
+    if args.rpm is not None and not 0 < args.rpm < math.inf:
+        raise ConfigurationError(f"--rpm must be more than 0, not {args.rpm:g}")
+    if not 0 <= args.port < 2**16:
+        raise ConfigurationError(f"--port must be from 0 to {2**16 - 1}, not {args.port}")
 
 
 def _param(text: str) -> tuple[str, Any]:

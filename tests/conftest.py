@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,12 @@ from tests.snippets import answer
 
 _VARIABLES = ["OPENAI_API_KEY", "OPENAI_BASE_URL", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "NETRC"]
 _PROXIES = ["http_proxy", "https_proxy", "all_proxy", "no_proxy"]
+
+
+def pytest_configure() -> None:
+    """Ctrl-C has to reach the tests of it also where a shell began us in the background, which has it ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from chatpool import ChatPool
 from chatpool.cli import main
 from chatpool.testing import FakeChatServer, Reply
 from tests.conftest import wait_until
@@ -121,6 +122,13 @@ def test_input_that_can_be_read_only_once(shell, kind):
         process.wait()
 
 
+def test_data_of_other_kinds_may_stand_beside_a_prompt(shell):
+    """As data sets have it; only what was meant for the body must not be lost."""
+    shell.write("in.jsonl", '{"prompt": "a", "label": 3, "user": "u7", "metadata": {"source": "web"}}')
+    assert shell.run("in.jsonl", "--text") == 0
+    assert shell.out == "a\n"
+
+
 # What is refused, before anything is sent.
 
 BAD = {
@@ -138,6 +146,7 @@ BAD = {
     "not UTF-8": (b'"\xff"\n', "not UTF-8"),
     "NaN": ('{"messages": [{"role": "user", "content": "a"}], "top_p": NaN}', "it cannot be sent as JSON"),
     "nested too deep": ("[" * 200_000, "not JSON: nested too deep"),
+    "a field that would be lost": ('{"prompt": "a", "temperature": 0}', "'temperature' would not be sent; with 'mess"),
 }
 
 
@@ -169,9 +178,15 @@ def test_twin_custom_ids_are_refused(shell):
 
 
 CSV_BAD = {
-    "no such column": (b"text\na\n", "line 1: the first line must name the columns, and one of them must be 'prompt'"),
+    "no such column": (
+        b"text\na\n",
+        "line 1: the first line must name the columns, with commas between, and one of them must",
+    ),
     "empty cell": (b"id,prompt\n1,a\n2,\n", "line 3: no prompt in this row"),
     "short row": (b"id,prompt\n1\n", "line 2: no prompt in this row"),
+    "comma in no quotes": (b"prompt\nHello, you\n", "line 2: more cells than columns; a prompt with commas must stand"),
+    "two of them": (b"prompt,prompt\na,b\n", "line 1: the first line must name the columns"),
+    "another separator": (b"id;prompt\n1;a\n", "line 1: the first line must name the columns, with commas between"),
     "open quote": (b'prompt\n"a\n', "not CSV: unexpected end of data"),
     "not UTF-8": (b"prompt\n\xff\n", "not UTF-8"),
 }
@@ -196,6 +211,9 @@ USAGE = {
     "workers no number": (["--text", "--workers", "many"], "argument --workers: invalid int value: 'many'"),
     "bad param": (["--text", "--param", "temperature"], "argument --param: 'temperature' is not KEY=VALUE"),
     "bad timeout": (["--text", "--timeout", "1,2,3"], "argument --timeout: '1,2,3' is neither SECONDS nor CONNECT,READ"),
+    "a table without its name": (["table", "--text"], "chatpool: table looks like a table; say --input-format csv"),
+    "a table with tabs": (["table.tsv", "--text"], "chatpool: table.tsv looks like a table; say --input-format csv"),
+    "answers to stdout": (["-o", "-"], "chatpool: -o needs a file, from which the next run resumes; --text writes to"),
     "empty input": (["empty.txt", "--text"], "chatpool: empty.txt holds no prompts"),
 }  # fmt: skip
 
@@ -206,6 +224,8 @@ def test_usage_error_is_a_sentence_and_exit_code_2(shell, kind):
     shell.write("in.txt", "a")
     shell.write("other.txt", "a")
     shell.write("empty.txt", "", " ")
+    shell.write("table", "id,Prompt,prompt", "1,a,b")
+    shell.write("table.tsv", "id\tprompt", "1\ta")
     has_input = bool(arguments) and not arguments[0].startswith("-")
     assert shell.run(*([] if has_input else ["in.txt"]), *arguments) == 2
     assert told in shell.err
@@ -377,7 +397,7 @@ def test_ctrl_c_tells_how_to_go_on(tmp_path):
         time.sleep(0.2)  # for the last replies to be written
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=20)
-        assert (process.returncode, out) == (130, "")
+        assert (process.returncode, out) == (130, ""), err
         assert err == "interrupted: 9 of 10 prompts are answered; the same command again goes on from there\n"
         gate.clear()
         process = start(*command, cwd=tmp_path)
@@ -403,6 +423,82 @@ def test_reader_that_leaves_is_no_traceback(tmp_path, server):
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.stdout == "a\n"
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda path: os.truncate(path, 800), "it held 1,000 prompts, and now 400"),
+        (lambda path: path.write_text("a\n" * 1001), "it held 1,000 prompts, and now there are more"),
+        (lambda path: path.write_bytes(b"\xff\n" * 1000), "line 2"),
+    ],
+    ids=["shorter", "longer", "spoilt"],
+)
+def test_input_that_changes_meanwhile_is_told(shell, tmp_path, monkeypatch, change, told):
+    """What was answered until then is kept, and the run says that it was not all."""
+    path = tmp_path / "in.txt"
+    path.write_text("".join(f"{number % 10}\n" for number in range(1000)))
+    monkeypatch.setattr("chatpool.cli.ChatPool._mapper", changing(ChatPool._mapper, lambda: change(path)))
+    monkeypatch.setattr("chatpool._inputs._BUFFER", 2)
+    assert shell.run("in.txt", "-o", "out.jsonl") == 1
+    assert told in shell.err
+    assert shell.err.endswith("; the same command again goes on from there\n")
+
+
+def changing(make, change):
+    """Let ``change`` come between the check of the input and its second reading."""
+
+    def changed(*args, **options):
+        mapper = make(*args, **options)
+        read = mapper.stream
+        mapper.stream = lambda prompts, **how: read(after_first(prompts, change), **how)
+        return mapper
+
+    return changed
+
+
+def after_first(prompts, change):
+    for number, prompt in enumerate(prompts):
+        yield prompt
+        if not number:
+            change()
+
+
+def test_what_stdout_cannot_encode_is_escaped(tmp_path, server):
+    """A lone surrogate in an answer, and a terminal of long ago."""
+    server.script("a", Reply("caf\u00e9 \ud800"))
+    (tmp_path / "in.txt").write_text("a\n")
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    process = start("run", "in.txt", "--text", "--base-url", server.url, cwd=tmp_path, env=environment)
+    out, err = process.communicate(timeout=20)
+    assert (out, process.returncode) == ("caf\\xe9 \\ud800\n", 0), err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize(
+    ("redirection", "code", "told"),
+    [
+        ("in.txt --text > /dev/full", 1, "chatpool: stdout cannot be written: No space left on device; with -o OUTPUT"),
+        ("in.txt --text >&-", 2, "chatpool: stdout is closed, and --text writes to it\n"),
+        ("- -o out.jsonl <&-", 2, "chatpool: cannot read stdin: it is closed\n"),
+    ],
+)
+def test_stdout_or_stdin_that_is_none(tmp_path, server, redirection, code, told):
+    (tmp_path / "in.txt").write_text("a\n" * 3000)
+    command = f"{sys.executable} -m chatpool run --base-url {server.url} {redirection}"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.stderr.startswith(told)
+    assert "Exception" not in done.stderr
+    assert done.returncode == code
+
+
+def test_pipes_in_place_of_a_journal_hold_nothing_up(shell):
+    """What would read from them would wait for a writer for ever."""
+    shell.write("in.txt", "a")
+    os.mkfifo("fifo")
+    for command in [["run", "in.txt", "-o", "fifo", "--dry-run"], ["run", "in.txt", "-o", "fifo"]]:
+        assert main(command) == 2
+    assert "the journal fifo must be a regular file" in shell._capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["run", "demo", "fake-server"])
@@ -439,6 +535,9 @@ def test_fake_server_says_what_is_wrong(capsys, server):
     assert f"cannot serve on port {server.port}: " in capsys.readouterr().err
     assert main(["fake-server", "--error-rate", "5"]) == 2
     assert "--error-rate is a share, from 0 to 1, not 5" in capsys.readouterr().err
+    for option, value in [("--rpm", "0"), ("--rpm", "nan"), ("--port", "99999"), ("--latency", "-1")]:
+        assert main(["fake-server", option, value]) == 2
+        assert f"{option} must be" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's count of memory")
