@@ -161,7 +161,9 @@ def test_environments_proxy_is_used_and_read_once(monkeypatch):
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_proxy_that_refuses_the_password_ends_the_map(monkeypatch, scheme):
     """No prompt can pass it: it is named at once, and neither tried again nor taken for an outage."""
-    with Proxy(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n") as proxy:
+    with Proxy(
+        b"HTTP/1.1 407 Proxy Authentication Required\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+    ) as proxy:
         monkeypatch.setenv(f"{scheme}_proxy", proxy.url.replace("//", "//user:wrong-password@"))
         with ChatPool(5, base_url=f"{scheme}://api.example.com/v1") as pool:
             answers = pool.map(["a"] * 100)
