@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
-from typing import Any
+from typing import Any, TextIO
 
 from ._inputs import Input, InputError
 from ._lines import digest_of
@@ -80,7 +80,11 @@ def run(job: Job) -> int:
             for result in mapper.stream(prompts, in_order=job.as_text):
                 tally.add(result, is_resumed=result.index in mapper.resumed)
                 if job.as_text:
-                    _print(_one_line(result), job)
+                    with _stdout(job) as stdout:
+                        print(_one_line(result), file=stdout, flush=stdout.isatty())
+            if job.as_text:
+                with _stdout(job) as stdout:
+                    stdout.flush()
         except KeyboardInterrupt as error:
             answers = getattr(error, "answers", None)
             for result in answers.results if answers else ():  # what had come, and was not told of yet
@@ -108,10 +112,12 @@ def _prepare_stdout(job: Job) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def _print(line: str, job: Job) -> None:
+@contextmanager
+def _stdout(job: Job) -> Iterator[TextIO]:
+    """What is written within raises Stopped where that cannot be done, BrokenPipeError if its reader has left."""
     try:
-        print(line, flush=sys.stdout.isatty())
-    except BrokenPipeError:  # whoever read it has left
+        yield sys.stdout
+    except BrokenPipeError:
         raise
     except OSError as error:
         leave_stdout()

@@ -259,11 +259,9 @@ def _is_torn(line: bytes, *, is_first: bool) -> bool:
 
     Of a file with no other line, it must be seen to be ours.
     """
-    if is_first:
-        return line.startswith(BEGINNING + OUR_ID) and not is_json(line)
     if not line.strip(b"\0\n"):
-        return b"\0" in line
-    is_ours = line.startswith(BEGINNING) or BEGINNING.startswith(line)
+        return b"\0" in line and not is_first
+    is_ours = line.startswith(BEGINNING + OUR_ID * is_first) or (BEGINNING.startswith(line) and not is_first)
     return is_ours and not line.endswith(b"\n") and not is_json(line)
 
 

@@ -277,6 +277,7 @@ BATCH_OUTPUT = b'{"id": "batch_req_1", "custom_id": "r", "response": {"status_co
         BATCH_OUTPUT[:-1],
         BATCH_OUTPUT[:-20],
         b'{"id": "x", "te',
+        b'{"id": "chatpool-1", "custom_id": \n',
         b"{",
         b"\0\0\0",
         b'{"id": ' + b"[" * 100_000,

@@ -479,12 +479,14 @@ def test_what_stdout_cannot_encode_is_escaped(tmp_path, server):
     ("redirection", "code", "told"),
     [
         ("in.txt --text > /dev/full", 1, "chatpool: stdout cannot be written: No space left on device; with -o OUTPUT"),
+        ("one.txt --text > /dev/full", 1, "chatpool: stdout cannot be written: No space left on device; with -o"),
         ("in.txt --text >&-", 2, "chatpool: stdout is closed, and --text writes to it\n"),
         ("- -o out.jsonl <&-", 2, "chatpool: cannot read stdin: it is closed\n"),
     ],
 )
 def test_stdout_or_stdin_that_is_none(tmp_path, server, redirection, code, told):
     (tmp_path / "in.txt").write_text("a\n" * 3000)
+    (tmp_path / "one.txt").write_text("a\n")
     command = f"{sys.executable} -m chatpool run --base-url {server.url} {redirection}"
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.stderr.startswith(told)
