@@ -65,6 +65,13 @@ def judge_failure(error: BaseException) -> tuple[type[CallError], str, str]:
     return APIConnectionError, "connection_failed", f"the connection failed: {told}"
 
 
+def forget_frames(error: BaseException) -> None:
+    """Let go of the frames that an error came through: some of urllib3's hold the error itself, and all of ours
+    would be kept, threads and all, until the collector came."""
+    for cause in _causes(error):
+        cause.__traceback__ = None
+
+
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     """Yield an error and all that is behind it: __cause__, __context__, and what requests and urllib3 wrap."""
     seen: set[int] = set()

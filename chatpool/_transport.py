@@ -20,7 +20,7 @@ from requests.auth import AuthBase
 
 from ._call import Call
 from ._connections import PoolAdapter, present, use_our_pools
-from ._failures import WHERE, judge_failure
+from ._failures import WHERE, forget_frames, judge_failure
 from ._messages import CHAT_PATH
 from ._plain import Plain
 from ._replies import Reply
@@ -118,6 +118,7 @@ class Transport:
             if not _is_of_the_wire(error):
                 raise
             failure = self._translate(error, call)
+            forget_frames(error)
         finally:
             del present.call
             cut = call.end_try()

@@ -108,10 +108,16 @@ def test_threads_go_with_the_last_task(server):
     assert server.open_connections > 0
 
 
-def test_threads_go_at_once_after_a_failure(server):
+@pytest.mark.parametrize(
+    "reply", [Reply(status=500), Reply(fault="close"), Reply(fault="truncate"), Reply(fault="drip")]
+)
+@pytest.mark.parametrize("way", ["own", "of the libraries"])
+def test_threads_go_at_once_after_a_failure(server, monkeypatch, reply, way):
     """No retry, failure or deadline leaves a cycle behind that would keep the threads until the collector comes."""
-    server.script("fails", Reply(status=500))
-    pool = ChatPool(4, base_url=server.url, max_tries=2, max_wait=0.01)
+    if way == "of the libraries":
+        monkeypatch.setattr("chatpool._connections.is_open", lambda: False)
+    server.script("fails", reply)
+    pool = ChatPool(4, base_url=server.url, max_tries=2, max_wait=0.01, timeout=(5, 0.2))
     gc.collect()
     gc.disable()
     try:
