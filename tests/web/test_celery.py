@@ -1,13 +1,14 @@
 """The Celery example under a prefork worker of four processes.
 
-The broker is a folder, and so are the results: nothing else need be installed. Kombu's in-memory broker would not do,
-because it cannot cross processes.
+The broker is Redis where it is installed, and a folder, for which nothing need be; so are the results. Kombu's
+in-memory broker would not do, because it cannot cross processes.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -30,17 +31,32 @@ def api():
         yield server
 
 
+@pytest.fixture(params=["redis", "folder"])
+def broker(request, tmp_path):
+    """Where tasks wait, and their results."""
+    if request.param == "folder":
+        for name in ("queue", "control", "results"):
+            (tmp_path / name).mkdir()
+        yield {"BROKER_URL": "filesystem://", "RESULT_URL": f"file://{tmp_path}/results", "FOLDER": str(tmp_path)}
+        return
+    pytest.importorskip("redis", reason="needs redis")
+    if shutil.which("redis-server") is None:
+        pytest.skip("needs redis-server")
+    path = tmp_path / "redis"
+    command = ["redis-server", "--port", "0", "--unixsocket", str(path), "--save", "", "--dir", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as redis:
+        assert wait_until(path.exists, PATIENCE)
+        yield {"BROKER_URL": f"redis+socket://{path}", "RESULT_URL": f"redis+socket://{path}"}
+        redis.terminate()
+
+
 @pytest.fixture
-def environment(api, tmp_path):
+def environment(api, broker):
     """What the worker and those who send tasks to it have in common."""
-    for name in ("queue", "control", "results"):
-        (tmp_path / name).mkdir()
     return {
+        **broker,
         "OPENAI_BASE_URL": api.url,
         "OPENAI_API_KEY": "sk-test",
-        "BROKER_URL": "filesystem://",
-        "RESULT_URL": f"file://{tmp_path}/results",
-        "FOLDER": str(tmp_path),
         "PYTHONPATH": os.pathsep.join([str(HERE), str(EXAMPLES / "celery_task")]),
     }
 
