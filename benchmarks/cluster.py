@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from chatpool import ChatPool
-from chatpool._limits import Budget, Pace
-from chatpool._lines import Key, line_of
+from chatpool._files.batch_format import Key, line_of
+from chatpool._scheduling.limits import Budget, Pace
 from chatpool.journal import Journal, index
 from chatpool.results import ChatResult, Usage
 from chatpool.testing import FakeChatServer, RateLimit

@@ -6,7 +6,9 @@
 
 import logging
 
-from ._settings import DEFAULT_MODEL
+from ._protocol.answers import Answers
+from ._protocol.results import ChatResult, Estimate, Retry, Usage
+from ._protocol.settings import DEFAULT_MODEL
 from ._version import __version__
 from .errors import (
     APIConnectionError,
@@ -32,7 +34,6 @@ from .errors import (
     SpendLimitError,
 )
 from .pool import ChatPool
-from .results import Answers, ChatResult, Estimate, Retry, Usage
 
 __all__ = [
     "DEFAULT_MODEL",

@@ -13,12 +13,11 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Callable, TypeVar
 
-from ._allowance import Allowance
-from ._engine import Core, Engine
-from ._maps import Hooks, Mapper
-from ._messages import BYTES_A_TOKEN, Prompt, build_body, check_prompt, check_prompts, encode, longest_answer
-from ._runs import FutureRun, Run
-from ._settings import (
+from ._http.session import Session
+from ._protocol.answers import UNPICKLABLE_PARSE, Answers
+from ._protocol.requests import BYTES_A_TOKEN, Prompt, build_body, check_prompt, check_prompts, encode, longest_answer
+from ._protocol.results import ChatResult, Estimate, Retry
+from ._protocol.settings import (
     DEFAULT_MAX_TRIES,
     DEFAULT_MAX_WAIT,
     DEFAULT_MAX_WORKERS,
@@ -33,15 +32,16 @@ from ._settings import (
     has_credentials,
     make_settings,
 )
-from ._shared import engine_for
+from ._scheduling.budgets import Allowance
+from ._scheduling.engine import Core, Engine
+from ._scheduling.job import FutureRun, Run
+from ._scheduling.mapper import Hooks, Mapper
+from ._scheduling.registry import engine_for
 from ._version import __version__
 from .errors import ConfigurationError, PoolClosedError
-from .results import LOST_PARSE, Answers, ChatResult, Estimate, Retry
 
 if TYPE_CHECKING:
-    from requests import Session
-
-    from .journal import PathLike
+    from ._files.journal import PathLike
 
 _Parse = Callable[[str], Any]
 _Params = Mapping[str, Any]
@@ -224,10 +224,8 @@ class ChatPool:
         check_prompt(prompt, 0)
         engine, run = self._make_run(Run, params, parse, None)
         try:
-            run.notice = self._hooks.on_retry
             run.add([(0, prompt)])
-            engine.start(run, 1, inline=True)
-            (result,) = run.gather(1, math.inf)
+            result = run.gather_one(self._hooks.on_retry)
         finally:
             run.end()
         if self._hooks.on_result is not None:
@@ -240,7 +238,7 @@ class ChatPool:
         """Send only the failed prompts of ``answers`` again; return answers with their new results in place."""
         if not isinstance(answers, Answers):
             raise TypeError(f"retry takes what map returned, an Answers, not {type(answers).__name__}")
-        if answers.parse == LOST_PARSE:
+        if answers.parse == UNPICKLABLE_PARSE:
             raise ConfigurationError("these answers were pickled without their parse; set answers.parse, then retry")
         items = [(result.index, result.prompt) for result in answers.results]
         known = {result.index: result for result in answers.results if result.ok}
@@ -272,7 +270,7 @@ class ChatPool:
         if engine is None:
             return
         if self._is_shared:
-            engine.give_up(engine.runs_of(self._tenant), "the pool was closed")
+            engine.give_up(self._tenant)
         else:
             engine.close()
 

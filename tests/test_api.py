@@ -149,6 +149,6 @@ def test_logger_is_silent_by_default():
 
 def test_import_brings_only_what_every_use_needs():
     """What a bar, the command, the journal or the first retry need is imported when it is used."""
-    later = {"tqdm", "argparse", "backoff", "asyncio", "chatpool.journal", "chatpool.testing", "chatpool.cli"}
+    later = {"tqdm", "argparse", "backoff", "asyncio", "chatpool.journal", "chatpool.testing", "chatpool._cli.main"}
     code = f"import chatpool, sys; print(sorted({later} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

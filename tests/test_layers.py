@@ -1,4 +1,4 @@
-"""The house: who may import whom."""
+"""The architecture: which folder may import which, and which module may import a dependency."""
 
 from __future__ import annotations
 
@@ -9,86 +9,96 @@ import pytest
 
 import chatpool
 
-ROOMS = Path(chatpool.__file__).parent
-# Every module may import only from lines above its own.
-FLOORS = [
-    ["_version", "errors"],
-    ["_allowance", "_tally", "_turns"],
-    ["results"],
-    ["_messages", "_replies"],
-    ["_call", "_settings", "_progress"],
-    ["_lines"],
-    ["_limits", "_retry", "_threads", "_plain", "_failures", "journal"],
-    ["_connections"],
-    ["_transport"],
-    ["_runs"],
-    ["_engine"],
-    ["_maps"],
-    ["_history"],
-    ["report"],
-    ["_shared"],
-    ["pool"],
-    ["_remote"],
-    ["distributed"],
-    ["__init__", "testing"],
-    ["_inputs", "_demo", "pytest_plugin"],
-    ["_run"],
-    ["cli"],
-    ["__main__"],
+PACKAGE = Path(chatpool.__file__).parent
+# From the bottom up. A folder imports only from those above its own line, and within itself without circles.
+LAYERS = [
+    {"_version", "errors"},
+    {"_protocol"},
+    {"_http", "_files"},
+    {"_scheduling"},
+    {"pool"},
+    {"results", "journal", "__init__"},
+    {"_testing"},
+    {"testing"},
+    {"pytest_plugin"},
+    {"_cluster"},
+    {"distributed"},
+    {"_cli"},
+    {"report", "__main__"},
 ]
-FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
-WIRE = {"_transport", "_connections", "_plain", "_failures", "_turns"}
+LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
+HTTP = {"_http/session", "_http/connections", "_http/fast_path", "_http/failures"}
 HOMES = {
-    "requests": WIRE,
-    "urllib3": WIRE,
-    "backoff": {"_retry"},
-    "tqdm": {"_progress"},
-    "plotly": {"report"},
-    "distributed": {"distributed", "_remote", "_run"},
+    "requests": HTTP,
+    "urllib3": HTTP,
+    "backoff": {"_scheduling/retry"},
+    "tqdm": {"_scheduling/progress"},
+    "plotly": {"_cli/report"},
+    "distributed": {"_cluster/client", "_cluster/worker", "_cli/run"},
 }
-MODULES = sorted(path.stem for path in ROOMS.glob("*.py"))
+MODULES = sorted(path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py"))
 
 
 def imports(module: str) -> set[str]:
-    """Names of what a module imports, ours with a leading dot; but for type checkers' eyes only is no import."""
-    tree = ast.parse((ROOMS / f"{module}.py").read_text())
-    hidden = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        for inner in ast.walk(node)
-    }
+    """Return what a module imports: ours as ``./folder/module``, others by their first name. Type checking counts."""
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    folder = module.split("/")[:-1]
     found = set()
     for node in ast.walk(tree):
-        if id(node) in hidden:
-            continue
         if isinstance(node, ast.Import):
             found |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level:
-            found |= {f".{node.module}"} if node.module else {".__init__"}
+            base = folder[: len(folder) - (node.level - 1)]
+            found.add("./" + "/".join(base + (node.module or "__init__").split(".")))
+        elif isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "chatpool":
+            found.add("./" + "/".join(node.module.split(".")[1:] or ["__init__"]))
         elif isinstance(node, ast.ImportFrom):
             found.add(node.module.split(".")[0])
     return found
 
 
+def part(module: str) -> str:
+    """Return the folder of a module, or its own name at the top level."""
+    return module.split("/")[0]
+
+
 @pytest.mark.parametrize("module", MODULES)
-def test_no_module_imports_one_above_it(module):
-    """Imports point one way, so there are no circles."""
-    ours = {name[1:] for name in imports(module) if name.startswith(".")}
-    assert all(FLOOR[name] < FLOOR[module] for name in ours), ours
+def test_imports_point_down(module):
+    """A module imports from its own folder and from lower layers only."""
+    ours = {part(name[2:]) for name in imports(module) if name.startswith("./")} - {part(module)}
+    assert all(LAYER[name] < LAYER[part(module)] for name in ours), ours
+
+
+def test_no_module_imports_itself_by_a_detour():
+    """There is no circle of imports, not even one for the type checker."""
+    graph = {module: {name[2:] for name in imports(module) if name.startswith("./")} for module in MODULES}
+    while graph:
+        leaves = {module for module, needs in graph.items() if not needs & graph.keys()}
+        assert leaves, f"a circle among {sorted(graph)}"
+        graph = {module: needs for module, needs in graph.items() if module not in leaves}
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_each_dependency_has_one_home(module):
-    """requests and urllib3 are for the wire, backoff and tqdm for one module each, and asyncio for none."""
+    """requests and urllib3 are for HTTP, backoff and tqdm for one module each, and asyncio for none."""
     for name in imports(module):
         assert module in HOMES.get(name, {module})
         assert name not in {"asyncio", "aiohttp", "httpx"}
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_only_one_module_starts_threads(module):
-    """One place starts the client's threads; the fake server, which is no client, starts its own."""
-    source = (ROOMS / f"{module}.py").read_text()
+def test_few_modules_start_threads(module):
+    """The scheduler and its callbacks, name look-ups and the fake server start threads; nobody else does."""
+    source = (PACKAGE / f"{module}.py").read_text()
     starts = "Thread(" in source or "ThreadPoolExecutor(" in source
-    assert not starts or module in {"_threads", "testing"}
+    assert not starts or module in {
+        "_scheduling/scheduler",
+        "_scheduling/callbacks",
+        "_http/resolver",
+        "_testing/server",
+    }
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_can_be_held_in_the_head(module):
+    assert len((PACKAGE / f"{module}.py").read_text().splitlines()) <= 450

@@ -178,7 +178,7 @@ def test_deadline_bounds_it(client, server, pool):
 
 
 def runs_under_way():
-    from chatpool import _remote
+    from chatpool._cluster import worker as _remote
 
     return len(_remote._runs)
 
@@ -244,7 +244,7 @@ def test_budget_is_shared_out_anew_as_workers_come_and_go(server):
 
 
 def budgets():
-    from chatpool import _shared
+    from chatpool._scheduling import registry as _shared
 
     return [round(core.governor._requests._per_second * 60, 6) for _, _, core in _shared._kept]
 

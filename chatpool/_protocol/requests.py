@@ -1,0 +1,123 @@
+"""Prompt → request body. Pure: no I/O, no clock."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Union
+
+Prompt = Union[str, list[dict[str, Any]], dict[str, Any]]
+
+CHAT_PATH = "/v1/chat/completions"
+BYTES_A_TOKEN = 4
+_MISSING = ("NoneType", "NAType", "NaTType")  # types of None and of pandas' marks for what is missing
+_encoder = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
+
+
+@dataclass(frozen=True)
+class BatchRequest:
+    """A prompt with a name of its own, as files of requests hold them. ``path``: where its body is posted to."""
+
+    prompt: Any
+    custom_id: str | None = None
+    path: str = CHAT_PATH
+
+
+def check_prompts(prompts: Any) -> None:
+    """Refuse what can be iterated but is no series of prompts: one lone prompt, a table, which yields its columns."""
+    if hasattr(type(prompts), "columns"):  # a DataFrame of pandas, polars and others, none of which is imported for it
+        raise TypeError(
+            f'prompts is a whole {type(prompts).__name__}; pass one of its columns, such as frame["prompt"]'
+        )
+    if isinstance(prompts, Mapping) and not {"messages", "role"} & set(prompts):
+        raise TypeError(
+            f"prompts is a {type(prompts).__name__}; pass a series of prompts, such as list(prompts.values())"
+        )
+    if isinstance(prompts, (str, bytes, Mapping)):
+        raise TypeError(
+            f"prompts is one {type(prompts).__name__}, not a series of prompts; "
+            "put it in a list, or send a single prompt with ask()"
+        )
+    if not isinstance(prompts, Iterable):
+        raise TypeError(f"prompts must be an iterable of prompts, not {type(prompts).__name__}")
+
+
+def check_prompt(prompt: Any, index: int) -> None:
+    """Raise TypeError, with the index, for what can be no prompt, or ValueError for what JSON cannot carry."""
+    if isinstance(prompt, BatchRequest):
+        if prompt.path != CHAT_PATH:
+            encode(prompt.prompt, f"prompt {index}")
+            return
+        prompt = prompt.prompt
+    if isinstance(prompt, str):
+        return
+    if isinstance(prompt, dict):
+        if "messages" not in prompt:
+            hint = "; a single message goes in a list" if "role" in prompt else ""
+            raise TypeError(f"prompt {index}: a dict prompt holds body fields and needs 'messages'{hint}")
+    elif isinstance(prompt, list):
+        if not prompt or not all(isinstance(message, dict) for message in prompt):
+            raise TypeError(f"prompt {index}: a list prompt must be a non-empty list of message dicts")
+    else:
+        raise TypeError(
+            f"prompt {index}: a prompt is a str, a list of message dicts or a dict of body fields, "
+            f"not {type(prompt).__name__}{_hint(prompt)}"
+        )
+    encode(prompt, f"prompt {index}")
+
+
+def _hint(prompt: Any) -> str:
+    # pandas' NA refuses to be compared, even with itself.
+    missing = type(prompt).__name__ in _MISSING or (isinstance(prompt, float) and prompt != prompt)
+    return "; drop missing values first" if missing else ""
+
+
+def build_body(prompt: Any, *, model: str, system: str | None, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Put a request body together: the prompt's own fields override ``params``, which override the rest."""
+    if isinstance(prompt, BatchRequest):
+        if prompt.path != CHAT_PATH:  # what its fields are is another endpoint's business
+            return {**params, **prompt.prompt}
+        prompt = prompt.prompt
+    body: dict[str, Any] = {"model": model, **params}
+    if isinstance(prompt, dict):
+        body.update(prompt)
+    elif isinstance(prompt, list):
+        body["messages"] = prompt
+    else:
+        lead = [{"role": "system", "content": system}] if system is not None else []
+        body["messages"] = [*lead, {"role": "user", "content": prompt}]
+    return body
+
+
+def encode(value: Any, name: str) -> bytes:
+    """Return JSON bytes; a TypeError or ValueError names what cannot be sent.
+
+    Escapes to ASCII, so that a lone surrogate in a prompt cannot break the request, and refuses NaN, which is no JSON.
+    """
+    try:
+        return _encoder.encode(value).encode("ascii")
+    except TypeError as error:
+        raise TypeError(f"{name} cannot be sent as JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} cannot be sent as JSON: {error}") from None
+
+
+def path_of(prompt: Any) -> str:
+    """Return the path that a prompt is posted to, as a Batch file names it."""
+    return prompt.path if isinstance(prompt, BatchRequest) else CHAT_PATH
+
+
+def estimate_tokens(payload: bytes, body: Mapping[str, Any]) -> int:
+    """Guess what a request will cost: a token for four bytes, and as many for the answer as it may have.
+
+    Four characters of English a token is OpenAI's own rule of thumb; JSON's escapes bring other scripts near theirs.
+    """
+    return len(payload) // BYTES_A_TOKEN + (longest_answer(body) or 0)
+
+
+def longest_answer(body: Mapping[str, Any]) -> int | None:
+    """Return the tokens that an answer may have; None if the request sets no limit."""
+    longest = body.get("max_completion_tokens") or body.get("max_tokens")
+    copies = body.get("n") or 1
+    return longest * copies if isinstance(longest, int) and isinstance(copies, int) else None

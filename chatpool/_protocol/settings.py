@@ -1,0 +1,269 @@
+"""What the user asked for, checked. Every complaint names the setting and the remedy, and never shows a key."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
+from typing import Any, Callable, Union
+from urllib.parse import SplitResult, urlsplit, urlunsplit
+
+from chatpool.errors import ConfigurationError
+
+from .requests import CHAT_PATH, encode
+
+DEFAULT_MODEL = "gpt-4o-mini"
+DEFAULT_BASE_URL = "https://api.openai.com/v1"
+DEFAULT_MAX_WORKERS = 20
+DEFAULT_TIMEOUT = (5.0, 120.0)  # seconds: connect, read
+DEFAULT_MAX_TRIES = 6
+DEFAULT_MAX_WAIT = 60.0  # seconds
+
+_CREDENTIAL_HEADERS = frozenset({"authorization", "api-key", "x-api-key"})
+_CHAT = "/chat/completions"
+
+Timeout = Union[float, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The checked settings of a pool."""
+
+    max_workers: int
+    model: str
+    api_key: str | None = field(repr=False)
+    key_is_from_environment: bool
+    has_own_auth: bool  # the user's Session or headers bring credentials
+    base_url: str = field(repr=False)
+    system: str | None = field(repr=False)
+    params: Mapping[str, Any] = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
+    connect_timeout: float
+    read_timeout: float
+    max_tries: int
+    max_time: float | None
+    max_wait: float
+    requests_per_minute: float | None
+    tokens_per_minute: float | None
+
+    @property
+    def chat_url(self) -> str:
+        """The address that prompts are posted to; a query string of the base URL is kept."""
+        return self.url_for(CHAT_PATH)
+
+    def url_for(self, path: str) -> str:
+        """The address of an endpoint that a Batch file names as ``/v1/…``."""
+        parts = urlsplit(self.base_url)
+        base = parts.path.rstrip("/")
+        if base.endswith(_CHAT):
+            base = base[: -len(_CHAT)]
+        return urlunsplit(parts._replace(path=base + (path[3:] if path.startswith("/v1/") else path)))
+
+    @property
+    def shown_url(self) -> str:
+        """The base URL without its query, which may hold secrets."""
+        return urlunsplit(urlsplit(self.base_url)._replace(query="", fragment=""))
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the server is on this machine."""
+        host = urlsplit(self.base_url).hostname or ""
+        try:
+            return ip_address(host).is_loopback
+        except ValueError:
+            return host == "localhost" or host.endswith(".localhost")
+
+    @property
+    def secrets(self) -> list[str]:
+        """What must never be shown."""
+        held = [value for name, value in self.headers.items() if name.lower() in _CREDENTIAL_HEADERS]
+        return [secret for secret in [self.api_key, *held] if secret]
+
+
+def make_settings(
+    *,
+    max_workers: int,
+    model: str,
+    api_key: str | None,
+    base_url: str | None,
+    system: str | None,
+    params: Mapping[str, Any] | None,
+    headers: Mapping[str, str] | None,
+    timeout: Timeout,
+    max_tries: int,
+    max_time: float | None,
+    max_wait: float,
+    requests_per_minute: float | None,
+    tokens_per_minute: float | None,
+    has_own_auth: bool,
+) -> Settings:
+    """Check everything and read the environment; raise ConfigurationError for what cannot work.
+
+    ``has_own_auth``: the user's Session brings its own credentials, so no key is needed or looked for.
+    """
+    headers = _check_headers(headers)
+    url = _check_base_url(base_url if base_url is not None else os.environ.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL)
+    has_own_auth = has_own_auth or has_credentials(headers)
+    connect, read = _check_timeout(timeout)
+    settings = Settings(
+        max_workers=_check_count("max_workers", max_workers),
+        model=_check_text("model", model),
+        api_key=None if api_key is None else _check_secret("api_key", api_key),
+        key_is_from_environment=api_key is None and not has_own_auth,
+        has_own_auth=has_own_auth,
+        base_url=url,
+        system=None if system is None else _check_text("system", system),
+        params=check_params(params),
+        headers=headers,
+        connect_timeout=connect,
+        read_timeout=read,
+        max_tries=_check_count("max_tries", max_tries),
+        max_time=_check_seconds("max_time", max_time, optional=True),
+        max_wait=_check_seconds("max_wait", max_wait, zero=True) or 0.0,
+        requests_per_minute=_check_seconds("requests_per_minute", requests_per_minute, optional=True, unit=""),
+        tokens_per_minute=_check_seconds("tokens_per_minute", tokens_per_minute, optional=True, unit=""),
+    )
+    return find_key(settings)
+
+
+def find_key(settings: Settings) -> Settings:
+    """Fill in the environment's key if it is to be used; raise ConfigurationError if there is none and it is needed.
+
+    Other credentials keep the environment's key at home: it belongs to somebody else.
+    """
+    found = settings.api_key
+    if settings.key_is_from_environment:
+        found = _check_secret("OPENAI_API_KEY", os.environ.get("OPENAI_API_KEY", ""))
+    elif settings.has_own_auth:
+        return settings
+    if found is None and urlsplit(settings.base_url).hostname == urlsplit(DEFAULT_BASE_URL).hostname:
+        raise ConfigurationError(
+            "no API key: set the environment variable OPENAI_API_KEY or pass api_key=…; "
+            "for a local server that needs no key, pass base_url=… or set OPENAI_BASE_URL"
+        )
+    return replace(settings, api_key=found)
+
+
+def has_credentials(headers: Iterable[str]) -> bool:
+    """Whether one of these headers holds a key."""
+    return any(name.lower() in _CREDENTIAL_HEADERS for name in headers)
+
+
+def check_params(params: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Return body parameters as a dict of their own."""
+    if params is None:
+        return {}
+    if not isinstance(params, Mapping) or not all(isinstance(name, str) for name in params):
+        raise ConfigurationError('params must be a dict of body parameters, such as {"temperature": 0}')
+    if params.get("stream"):
+        raise ConfigurationError("params: stream=True is not supported; answers are read whole")
+    try:
+        encode(dict(params), "params")
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(str(error)) from None
+    return dict(params)
+
+
+def check_deadline(deadline: float | None) -> float | None:
+    """Return a deadline in seconds, or None."""
+    return _check_seconds("deadline", deadline, optional=True, zero=True)
+
+
+def check_parse(parse: Callable[[str], Any] | None) -> None:
+    """Refuse a ``parse`` that cannot be called."""
+    if parse is not None and not callable(parse):
+        raise ConfigurationError(f"parse must be a function of the answer's text, not {type(parse).__name__}")
+
+
+def check_hook(name: str, hook: Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:
+    """Refuse a hook that cannot be called."""
+    if hook is not None and not callable(hook):
+        raise ConfigurationError(f"{name} must be a function, not {type(hook).__name__}")
+    return hook
+
+
+def _check_secret(name: str, secret: str) -> str | None:
+    if not isinstance(secret, str):
+        raise ConfigurationError(f"{name} must be a str, not {type(secret).__name__}")
+    secret = secret.strip()
+    if secret[:7].lower() == "bearer ":
+        raise ConfigurationError(f"{name} must be the key alone, without 'Bearer ' before it")
+    if secret[:1] in ("'", '"'):
+        raise ConfigurationError(f"{name} begins with a quotation mark; take the quotes away")
+    for place, char in enumerate(secret):
+        if not "!" <= char <= "~":
+            what = "white space or a line break" if char.isspace() else "a character that no key has"
+            raise ConfigurationError(f"{name}: character {place + 1} of {len(secret)} is {what}; copy the key anew")
+    return secret or None
+
+
+def _check_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
+    if headers is None:
+        return {}
+    if not isinstance(headers, Mapping):
+        raise ConfigurationError(f"headers must be a dict of str to str, not {type(headers).__name__}")
+    checked = {}
+    for name, value in headers.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise ConfigurationError(f"headers: {name!r} and its value must be str")
+        value = value.strip()
+        if not all(" " <= char <= "~" for char in name + value):
+            raise ConfigurationError(f"headers: the value of {name!r} holds a forbidden character")
+        checked[name] = value
+    return checked
+
+
+def _check_base_url(url: str) -> str:
+    if not isinstance(url, str):
+        raise ConfigurationError(f"base_url must be a str, not {type(url).__name__}")
+    parts = _split(url.strip())
+    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigurationError("base_url must look like https://host/v1, with http or https and a host")
+    if parts.username is not None or parts.password is not None:
+        raise ConfigurationError("base_url must not hold a user name or password; pass api_key or headers")
+    return urlunsplit(parts._replace(fragment=""))
+
+
+def _split(url: str) -> SplitResult | None:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises for one that is no number
+    except ValueError:
+        return None
+    return parts
+
+
+def _check_timeout(timeout: Timeout) -> tuple[float, float]:
+    pair = timeout if isinstance(timeout, (tuple, list)) else (timeout, timeout)
+    if len(pair) != 2:
+        raise ConfigurationError("timeout must be one number of seconds or a pair (connect, read)")
+    connect, read = (_check_seconds("timeout", seconds) for seconds in pair)
+    if connect is None or read is None:
+        raise ConfigurationError("timeout=None would let a call hang for ever; pass seconds, such as timeout=(5, 120)")
+    return connect, read
+
+
+def _check_seconds(
+    name: str, seconds: Any, *, optional: bool = False, zero: bool = False, unit: str = " of seconds"
+) -> float | None:
+    if seconds is None and (optional or name == "timeout"):
+        return None
+    number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+    if not number or not math.isfinite(seconds) or seconds < 0 or (seconds == 0 and not zero):
+        bound = "0 or more" if zero else "more than 0"
+        raise ConfigurationError(f"{name} must be a number{unit}, {bound}, not {seconds!r}")
+    return float(seconds)
+
+
+def _check_count(name: str, count: int) -> int:
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise ConfigurationError(f"{name} must be a whole number, 1 or more, not {count!r}")
+    return count
+
+
+def _check_text(name: str, text: str) -> str:
+    if not isinstance(text, str) or (name == "model" and not text.strip()):
+        raise ConfigurationError(f"{name} must be a non-empty str, not {text!r}")
+    return text

@@ -1,0 +1,560 @@
+"""``chatpool run``: any file of prompts, anywhere, with one command, and never paid for twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from chatpool import ChatPool
+from chatpool._cli.main import main
+from chatpool.testing import FakeChatServer, Reply
+from tests.conftest import wait_until
+
+
+class Shell:
+    """Runs the command in this process, against the server, in an empty folder."""
+
+    def __init__(self, server, folder, capsys, monkeypatch):
+        self.server, self._capsys, self._monkeypatch = server, capsys, monkeypatch
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+
+    def write(self, name, *lines):
+        with open(name, "wb") as file:
+            file.write(b"".join(line if isinstance(line, bytes) else line.encode() + b"\n" for line in lines))
+
+    def run(self, *arguments):
+        """Return the exit code; what was printed is in ``out`` and ``err``."""
+        try:
+            code = main(["run", *arguments])
+        except SystemExit as error:
+            code = error.code
+        self.out, self.err = self._capsys.readouterr()
+        return code
+
+    def answers(self, name="out.jsonl"):
+        """Return the texts of the good lines, sorted."""
+        with open(name, encoding="utf-8") as file:
+            documents = [json.loads(line) for line in file]
+        return sorted(
+            document["response"]["body"]["choices"][0]["message"]["content"]
+            for document in documents
+            if document["error"] is None
+        )
+
+
+@pytest.fixture
+def shell(server, tmp_path, capsys, monkeypatch):
+    return Shell(server, tmp_path, capsys, monkeypatch)
+
+
+def batch(name, content, **more):
+    body = {"model": "m", "messages": [{"role": "user", "content": content}]}
+    return json.dumps({"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body, **more})
+
+
+# What can be put in.
+
+INPUTS = {
+    "text": ("in.txt", ["a", "", "b", "  ", "c"]),
+    "text without a last newline": ("in.txt", [b"a\nb\nc"]),
+    "text with CRLF and BOM": ("in.txt", [b"\xef\xbb\xbfa\r\nb\r\n\r\nc\r\n"]),
+    "text, by its looks": ("prompts", ["a", '{"not": json', '"b" or not', "c"]),
+    "strings": ("in.jsonl", ['"a"', '"b"', '"c"']),
+    "strings with CRLF and BOM": ("in.jsonl", [b'\xef\xbb\xbf"a"\r\n"b"\r\n\r\n"c"']),
+    "strings, by their looks": ("prompts", ['"a"', '"b"', '"c"']),
+    "prompts": ("in.jsonl", ['{"prompt": "a", "label": 3}', '{"prompt": "b"}', '{"custom_id": "x", "prompt": "c"}']),
+    "messages": ("in.jsonl", [json.dumps({"messages": [{"role": "user", "content": c}], "n": 1}) for c in "abc"]),
+    "lists of messages": ("in.ndjson", [json.dumps([{"role": "user", "content": c}]) for c in "abc"]),
+    "batch": ("in.jsonl", [batch(f"request-{c}", c) for c in "abc"]),
+    "CSV": ("in.csv", ["prompt", "a", "b", "c"]),
+    "CSV with other columns, quotes and CRLF": ("in.csv", [b'\xef\xbb\xbfid,prompt\r\n1,"a"\r\n2,b\r\n3,c\r\n']),
+}
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+def test_input(shell, kind):
+    """Every kind of file is read, by its name or by its looks, and answered."""
+    name, lines = INPUTS[kind]
+    shell.write(name, *lines)
+    assert shell.run(name, "-o", "out.jsonl") == 0, shell.err
+    expected = ["a", "b", "c"] if kind != "text, by its looks" else sorted(lines)
+    assert shell.answers() == expected
+    assert f"{len(expected)} prompts: {len(expected)} answered, 0 failed" in shell.err
+    assert shell.out == ""
+
+
+def test_csv_cell_of_many_lines(shell):
+    shell.write("in.csv", b'prompt,custom_id\n"two\nlines, and a ""quote""",x\n')
+    assert shell.run("in.csv", "-o", "out.jsonl") == 0
+    assert shell.answers() == ['two\nlines, and a "quote"']
+
+
+def test_huge_line(shell):
+    """8 MB in one line are one prompt."""
+    shell.write("in.txt", "x" * 8_000_000, "short")
+    assert shell.run("in.txt", "-o", "out.jsonl") == 0
+    assert [len(request.prompt) for request in sorted(shell.server.requests, key=lambda r: -len(r.prompt))] == [
+        8_000_000,
+        5,
+    ]
+
+
+@pytest.mark.parametrize("kind", ["stdin", "fifo"])
+def test_input_that_can_be_read_only_once(shell, kind):
+    """A pipe is checked as a whole, too, before anything is sent."""
+    if kind == "stdin":
+        command = [sys.executable, "-m", "chatpool", "run", "-", "--text"]
+        done = subprocess.run(command, input=b"a\nb\n", capture_output=True)
+        assert (done.returncode, done.stdout) == (0, b"a\nb\n")
+    else:
+        os.mkfifo("pipe.txt")
+        process = subprocess.Popen(["sh", "-c", "printf 'a\\nb\\n' > pipe.txt"])
+        assert shell.run("pipe.txt", "--text") == 0
+        assert shell.out == "a\nb\n"
+        process.wait()
+
+
+def test_data_of_other_kinds_may_stand_beside_a_prompt(shell):
+    """As data sets have it; only what was meant for the body must not be lost."""
+    shell.write("in.jsonl", '{"prompt": "a", "label": 3, "user": "u7", "metadata": {"source": "web"}}')
+    assert shell.run("in.jsonl", "--text") == 0
+    assert shell.out == "a\n"
+
+
+# What is refused, before anything is sent.
+
+BAD = {
+    "no JSON": ('{"prompt": ', "not JSON: Expecting value at column 12"),
+    "a number": ("7", "a prompt is a string, a list of messages or an object, not 7"),
+    "no prompt in it": ('{"text": "a"}', "an object needs 'body', 'messages' or 'prompt'"),
+    "prompt of another type": ('{"prompt": 7}', "'prompt' must be a string or a list of messages"),
+    "empty list": ("[]", "a list prompt must be a non-empty list of message dicts"),
+    "body of another type": ('{"body": []}', "'body' must be an object"),
+    "no messages in a chat body": ('{"body": {"input": "a"}}', "a dict prompt holds body fields and needs 'messages'"),
+    "another method": (batch("r", "a", method="GET"), "'method' must be POST"),
+    "a whole address": (batch("r", "a", url="https://evil.test/v1/x"), "'url' must be a path such as /v1/chat/compl"),
+    "custom_id no string": (batch(7, "a"), "'custom_id' must be a string, and not empty"),
+    "stream": ('{"messages": [{"role": "user", "content": "a"}], "stream": true}', "'stream' cannot be used"),
+    "not UTF-8": (b'"\xff"\n', "not UTF-8"),
+    "NaN": ('{"messages": [{"role": "user", "content": "a"}], "top_p": NaN}', "it cannot be sent as JSON"),
+    "nested too deep": ("[" * 200_000, "not JSON: nested too deep"),
+    "a field that would be lost": ('{"prompt": "a", "temperature": 0}', "'temperature' would not be sent; with 'mess"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_line_is_told_with_its_number(shell, kind):
+    line, told = BAD[kind]
+    shell.write("in.jsonl", '"good"', "", line, '"good, too"')
+    assert shell.run("in.jsonl", "-o", "out.jsonl") == 2
+    assert shell.err.startswith(f"chatpool: in.jsonl has one bad line; nothing was sent:\n  line 3: {told}"), shell.err
+    assert shell.server.requests == []
+    assert not os.path.exists("out.jsonl")
+
+
+def test_first_twenty_bad_lines_are_shown_and_all_are_counted(shell):
+    shell.write("in.jsonl", *(['"good"', "bad"] * 30))
+    assert shell.run("in.jsonl", "-o", "out.jsonl") == 2
+    shown = re.findall(r"^  line (\d+): not JSON", shell.err, re.MULTILINE)
+    assert shown == [str(number) for number in range(2, 42, 2)]
+    assert "has 30 bad lines" in shell.err
+    assert "and 10 more" in shell.err
+
+
+def test_twin_custom_ids_are_refused(shell):
+    shell.write("in.jsonl", batch("x", "a"), batch("y", "b"), batch("x", "c"), batch("x", "a"))
+    assert shell.run("in.jsonl", "-o", "out.jsonl") == 2
+    assert "line 3: the custom_id 'x' is that of line 1, too" in shell.err
+    assert "line 4: the custom_id 'x' is that of line 1, too" in shell.err
+    assert shell.server.requests == []
+
+
+CSV_BAD = {
+    "no such column": (
+        b"text\na\n",
+        "line 1: the first line must name the columns, with commas between, and one of them must",
+    ),
+    "empty cell": (b"id,prompt\n1,a\n2,\n", "line 3: no prompt in this row"),
+    "short row": (b"id,prompt\n1\n", "line 2: no prompt in this row"),
+    "comma in no quotes": (b"prompt\nHello, you\n", "line 2: more cells than columns; a prompt with commas must stand"),
+    "two of them": (b"prompt,prompt\na,b\n", "line 1: the first line must name the columns"),
+    "another separator": (b"id;prompt\n1;a\n", "line 1: the first line must name the columns, with commas between"),
+    "open quote": (b'prompt\n"a\n', "not CSV: unexpected end of data"),
+    "not UTF-8": (b"prompt\n\xff\n", "not UTF-8"),
+}
+
+
+@pytest.mark.parametrize("kind", CSV_BAD)
+def test_bad_csv(shell, kind):
+    content, told = CSV_BAD[kind]
+    shell.write("in.csv", content)
+    assert shell.run("in.csv", "-o", "out.jsonl") == 2
+    assert told in shell.err
+
+
+USAGE = {
+    "no output": ([], "say where the answers go: -o OUTPUT, or --text for plain text on stdout"),
+    "no such input": (["missing.txt", "--text"], "chatpool: cannot read missing.txt: No such file or directory"),
+    "input is a folder": ([".", "--text"], "chatpool: cannot read .: Is a directory"),
+    "input is output": (["-o", "in.txt"], "chatpool: in.txt is the input; take another file for the answers"),
+    "output is no journal": (["-o", "other.txt"], "chatpool: other.txt is no journal: line 1 was not written by"),
+    "output in no folder": (["-o", "no/out.jsonl"], "chatpool: the journal no/out.jsonl cannot be opened: No such"),
+    "bad workers": (["--text", "--workers", "0"], "chatpool: max_workers must be"),
+    "workers no number": (["--text", "--workers", "many"], "argument --workers: invalid int value: 'many'"),
+    "bad param": (["--text", "--param", "temperature"], "argument --param: 'temperature' is not KEY=VALUE"),
+    "bad timeout": (["--text", "--timeout", "1,2,3"], "argument --timeout: '1,2,3' is neither SECONDS nor CONNECT,READ"),
+    "a table without its name": (["table", "--text"], "chatpool: table looks like a table; say --input-format csv"),
+    "a table with tabs": (["table.tsv", "--text"], "chatpool: table.tsv looks like a table; say --input-format csv"),
+    "answers to stdout": (["-o", "-"], "chatpool: -o needs a file, from which the next run resumes; --text writes to"),
+    "empty input": (["empty.txt", "--text"], "chatpool: empty.txt holds no prompts"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", USAGE)
+def test_usage_error_is_a_sentence_and_exit_code_2(shell, kind):
+    arguments, told = USAGE[kind]
+    shell.write("in.txt", "a")
+    shell.write("other.txt", "a")
+    shell.write("empty.txt", "", " ")
+    shell.write("table", "id,Prompt,prompt", "1,a,b")
+    shell.write("table.tsv", "id\tprompt", "1\ta")
+    has_input = bool(arguments) and not arguments[0].startswith("-")
+    assert shell.run(*([] if has_input else ["in.txt"]), *arguments) == 2
+    assert told in shell.err
+    assert "Traceback" not in shell.err
+    assert shell.server.requests == []
+
+
+def test_no_key_for_openai(shell, monkeypatch):
+    monkeypatch.delenv("OPENAI_BASE_URL")
+    shell.write("in.txt", "a")
+    assert shell.run("in.txt", "--text") == 2
+    assert shell.err.startswith("chatpool: no API key: set the environment variable OPENAI_API_KEY")
+
+
+# What comes out.
+
+
+def test_options_reach_the_request(shell):
+    shell.write("in.txt", "a")
+    options = ["--model", "mine", "--system", "be brief", "--param", "temperature=0", "--param", "user=me"]
+    more = ["--param", 'stop=["x"]', "--rpm", "6000", "--tpm", "600000", "--timeout", "2,9", "--max-tries", "2"]
+    assert shell.run("in.txt", "--text", *options, *more, "--max-wait", "1", "--deadline", "30") == 0
+    (request,) = shell.server.requests
+    assert request.body == {
+        "model": "mine",
+        "temperature": 0,
+        "user": "me",
+        "stop": ["x"],
+        "messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "a"}],
+    }
+
+
+def test_batch_bodies_are_sent_as_they_are(shell):
+    """Their own model and messages; system and parameters fill in only what they leave open."""
+    shell.write("in.jsonl", batch("r", "a"))
+    assert shell.run("in.jsonl", "-o", "out.jsonl", "--system", "no", "--param", "seed=1") == 0
+    (request,) = shell.server.requests
+    assert request.body == {"model": "m", "messages": [{"role": "user", "content": "a"}], "seed": 1}
+
+
+@pytest.mark.parametrize(
+    ("path", "reply", "text"),
+    [
+        ("/v1/embeddings", {"object": "list", "data": [{"embedding": [0.5]}], "usage": {"prompt_tokens": 3}}, None),
+        ("/v1/completions", {"choices": [{"text": "done"}]}, "done"),
+        ("/v1/responses", {"output": [{"content": [{"type": "output_text", "text": "hi"}]}], "error": None}, "hi"),
+    ],
+)
+def test_other_endpoints(shell, path, reply, text):
+    """Sent where the line says, with the body as it is, and what comes back is kept as it is."""
+    shell.server._reply = lambda request: Reply(body=reply)
+    body = {"model": "m", "input": "a"}
+    shell.write("in.jsonl", json.dumps({"custom_id": "r", "method": "POST", "url": path, "body": body}))
+    assert shell.run("in.jsonl", "-o", "out.jsonl", "--text") == 0
+    (request,) = shell.server.requests
+    assert (request.path, request.body) == (path, body)
+    with open("out.jsonl") as file:
+        (line,) = map(json.loads, file)
+    assert line["custom_id"] == "r"
+    assert line["response"]["body"] == reply
+    assert shell.out == (text or json.dumps(reply)) + "\n"
+    assert shell.run("in.jsonl", "-o", "out.jsonl", "--text") == 0
+    assert len(shell.server.requests) == 1
+
+
+def test_errors_of_other_endpoints_are_errors(shell):
+    shell.server._reply = lambda request: Reply(status=404, body={"error": {"message": "no such model"}})
+    shell.write("in.jsonl", '{"custom_id": "r", "url": "/v1/embeddings", "body": {"model": "x", "input": "a"}}')
+    assert shell.run("in.jsonl", "-o", "out.jsonl") == 1
+    assert "1 × NotFoundError 404, e.g. prompt 0: 404: no such model" in shell.err
+
+
+def test_text_is_one_line_an_answer_in_order(shell):
+    """Line ends are escaped, and what failed is an empty line."""
+    shell.server.script("a", Reply("two\nlines \\ and\r more", delay=0.3))
+    shell.server.script("b", Reply(status=400))
+    shell.write("in.txt", "a", "b", "c")
+    assert shell.run("in.txt", "--text") == 1
+    assert shell.out == "two\\nlines \\\\ and\\r more\n\nc\n"
+
+
+def test_exit_code_1_and_the_reason(shell):
+    shell.server.script("b", Reply(status=400, code="too_long"))
+    shell.write("in.txt", "a", "b", "c")
+    assert shell.run("in.txt", "-o", "out.jsonl") == 1
+    assert "3 prompts: 2 answered, 1 failed" in shell.err
+    assert "1 × BadRequestError 400 too_long, e.g. prompt 1" in shell.err
+    assert shell.answers() == ["a", "c"]
+
+
+def test_second_run_asks_for_what_failed_or_is_new(shell):
+    shell.server.script("b", Reply(status=400), Reply("better"))
+    shell.write("in.txt", "a", "b")
+    assert shell.run("in.txt", "-o", "out.jsonl") == 1
+    shell.write("in.txt", "new", "b", "a", "a")
+    assert shell.run("in.txt", "-o", "out.jsonl") == 0
+    assert "4 prompts: 4 answered, 0 failed" in shell.err
+    assert "1 of them were in the journal already" in shell.err
+    assert shell.answers() == ["a", "a", "better", "new"]
+    assert len(shell.server.requests) == 2 + 3
+
+
+def test_no_retry_failed_leaves_failures_alone(shell):
+    """They count as failed, with the reason that they had, and are not asked."""
+    shell.server.script("b", Reply(status=400, code="too_long"), Reply("better"))
+    shell.write("in.txt", "a", "b")
+    shell.run("in.txt", "-o", "out.jsonl")
+    assert shell.run("in.txt", "-o", "out.jsonl", "--no-retry-failed") == 1
+    assert "2 prompts: 1 answered, 1 failed" in shell.err
+    assert "1 × BadRequestError 400 too_long" in shell.err
+    assert len(shell.server.requests) == 2
+
+
+def test_run_goes_on_with_the_journal_of_a_map(shell, make_pool):
+    """One file format, one implementation: the command knows the library's lines again."""
+    make_pool().map(["a", "b"], journal="out.jsonl")
+    shell.write("in.txt", "b", "a", "b")
+    assert shell.run("in.txt", "-o", "out.jsonl") == 0
+    assert len(shell.server.requests) == 3
+
+
+def test_dry_run_sends_and_writes_nothing(shell):
+    shell.write("in.txt", "a" * 400, "b" * 400, "c" * 400)
+    assert shell.run("in.txt", "--dry-run") == 0
+    assert "3 prompts: 0 are done already, 3 calls are to be made\n" in shell.out
+    shell.run("in.txt", "-o", "out.jsonl")
+    shell.write("in.txt", "a" * 400, "new" * 100)
+    before = os.stat("out.jsonl")
+    assert shell.run("in.txt", "-o", "out.jsonl", "--dry-run", "--param", "max_tokens=1000") == 0
+    assert "2 prompts: 0 are done already, 2 calls are to be made" in shell.out  # other parameters, other requests
+    assert shell.run("in.txt", "-o", "out.jsonl", "--dry-run") == 0
+    assert "2 prompts: 1 are done already, 1 calls are to be made\nabout " in shell.out
+    tokens = int(shell.out.split("about ")[1].split()[0])
+    assert 75 < tokens < 150
+    assert os.stat("out.jsonl").st_mtime_ns == before.st_mtime_ns
+    assert shell.run("in.txt", "-o", "nowhere.jsonl", "--dry-run") == 0
+    assert not os.path.exists("nowhere.jsonl")
+    assert len(shell.server.requests) == 3
+
+
+def test_second_command_is_refused_while_the_first_lives(shell):
+    from chatpool.journal import Journal
+
+    shell.write("in.txt", "a")
+    with Journal("out.jsonl"):
+        assert shell.run("in.txt", "-o", "out.jsonl") == 2
+    assert shell.err.startswith("chatpool: the journal out.jsonl is in use by another run")
+
+
+def start(*arguments, **more):
+    return subprocess.Popen(
+        [sys.executable, "-m", "chatpool", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **more,
+    )
+
+
+def test_ctrl_c_tells_how_to_go_on(tmp_path):
+    """Exit code 130, what was done is in the file, and the same command does the rest."""
+    gate = {"p3": Reply(fault="stall")}
+    (tmp_path / "in.txt").write_text("".join(f"p{number}\n" for number in range(10)))
+    with FakeChatServer(reply=lambda request: gate.get(request.prompt, Reply())) as server:
+        command = ["run", "in.txt", "-o", "out.jsonl", "--base-url", server.url, "--workers", "2"]
+        process = start(*command, cwd=tmp_path)
+        assert wait_until(lambda: len(server.requests) == 10, 20)
+        time.sleep(0.2)  # for the last replies to be written
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+        assert (process.returncode, out) == (130, ""), err
+        assert err == "interrupted: 9 of 10 prompts are answered; the same command again goes on from there\n"
+        gate.clear()
+        process = start(*command, cwd=tmp_path)
+        process.communicate(timeout=20)
+        assert process.returncode == 0
+        assert len(server.requests) == 11
+
+
+def test_full_disk_is_a_sentence(tmp_path, server):
+    (tmp_path / "in.txt").write_text("".join(f"p{number}\n" for number in range(100)))
+    command = f"ulimit -f 8; exec {sys.executable} -m chatpool run in.txt -o out.jsonl --base-url {server.url}"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    told = (
+        "chatpool: the journal out.jsonl cannot be written: File too large; the same command again goes on from there\n"
+    )
+    assert done.stderr == told
+
+
+def test_reader_that_leaves_is_no_traceback(tmp_path, server):
+    (tmp_path / "in.txt").write_text("a\n" * 3000)
+    command = f"{sys.executable} -m chatpool run in.txt --text --base-url {server.url} | head -n 1"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "a\n"
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda path: os.truncate(path, 800), "it held 1,000 prompts, and now 400"),
+        (lambda path: path.write_text("a\n" * 1001), "it held 1,000 prompts, and now there are more"),
+        (lambda path: path.write_bytes(b"\xff\n" * 1000), "line 2"),
+    ],
+    ids=["shorter", "longer", "spoilt"],
+)
+def test_input_that_changes_meanwhile_is_told(shell, tmp_path, monkeypatch, change, told):
+    """What was answered until then is kept, and the run says that it was not all."""
+    path = tmp_path / "in.txt"
+    path.write_text("".join(f"{number % 10}\n" for number in range(1000)))
+    monkeypatch.setattr("chatpool._cli.main.ChatPool._mapper", changing(ChatPool._mapper, lambda: change(path)))
+    monkeypatch.setattr("chatpool._files.inputs._BUFFER", 2)
+    assert shell.run("in.txt", "-o", "out.jsonl") == 1
+    assert told in shell.err
+    assert shell.err.endswith("; the same command again goes on from there\n")
+
+
+def changing(make, change):
+    """Let ``change`` come between the check of the input and its second reading."""
+
+    def changed(*args, **options):
+        mapper = make(*args, **options)
+        read = mapper.stream
+        mapper.stream = lambda prompts, **how: read(after_first(prompts, change), **how)
+        return mapper
+
+    return changed
+
+
+def after_first(prompts, change):
+    for number, prompt in enumerate(prompts):
+        yield prompt
+        if not number:
+            change()
+
+
+def test_what_stdout_cannot_encode_is_escaped(tmp_path, server):
+    """A lone surrogate in an answer, and a terminal of long ago."""
+    server.script("a", Reply("caf\u00e9 \ud800"))
+    (tmp_path / "in.txt").write_text("a\n")
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    process = start("run", "in.txt", "--text", "--base-url", server.url, cwd=tmp_path, env=environment)
+    out, err = process.communicate(timeout=20)
+    assert (out, process.returncode) == ("caf\\xe9 \\ud800\n", 0), err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize(
+    ("redirection", "code", "told"),
+    [
+        ("in.txt --text > /dev/full", 1, "chatpool: stdout cannot be written: No space left on device; with -o OUTPUT"),
+        ("one.txt --text > /dev/full", 1, "chatpool: stdout cannot be written: No space left on device; with -o"),
+        ("in.txt --text >&-", 2, "chatpool: stdout is closed, and --text writes to it\n"),
+        ("- -o out.jsonl <&-", 2, "chatpool: cannot read stdin: it is closed\n"),
+    ],
+)
+def test_stdout_or_stdin_that_is_none(tmp_path, server, redirection, code, told):
+    (tmp_path / "in.txt").write_text("a\n" * 3000)
+    (tmp_path / "one.txt").write_text("a\n")
+    command = f"{sys.executable} -m chatpool run --base-url {server.url} {redirection}"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.stderr.startswith(told)
+    assert "Exception" not in done.stderr
+    assert done.returncode == code
+
+
+def test_pipes_in_place_of_a_journal_hold_nothing_up(shell):
+    """What would read from them would wait for a writer for ever."""
+    shell.write("in.txt", "a")
+    os.mkfifo("fifo")
+    for command in [["run", "in.txt", "-o", "fifo", "--dry-run"], ["run", "in.txt", "-o", "fifo"]]:
+        assert main(command) == 2
+    assert "the journal fifo must be a regular file" in shell._capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["run", "demo", "fake-server"])
+def test_help_has_examples(capsys, command):
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    assert re.search(r"examples?:\s+chatpool " + command, capsys.readouterr().out)
+
+
+def test_fake_server_serves_until_ctrl_c(tmp_path):
+    """For programs in any language; here the command itself is one."""
+    server = start("fake-server", "--latency", "0.01", "--error-rate", "0.3", "--rpm", "6000", "--key", "sk-test")
+    try:
+        told = server.stdout.readline()
+        url = re.search(r"http://127\.0\.0\.1:\d+/v1", told)[0]
+        (tmp_path / "in.txt").write_text("a\nb\nc\n")
+        environment = {**os.environ, "OPENAI_API_KEY": "sk-test"}
+        command = ["run", "in.txt", "--text", "--base-url", url, "--max-wait", "0.1"]
+        client = start(*command, cwd=tmp_path, env=environment)
+        assert client.communicate(timeout=20)[0] == "a\nb\nc\n"
+        environment["OPENAI_API_KEY"] = "sk-other"
+        client = start(*command, cwd=tmp_path, env=environment)
+        assert "AuthenticationError 401" in client.communicate(timeout=20)[1]
+        assert client.returncode == 1
+    finally:
+        server.send_signal(signal.SIGINT)
+        _, err = server.communicate(timeout=20)
+    assert err == "interrupted\n"
+
+
+def test_fake_server_says_what_is_wrong(capsys, server):
+    assert main(["fake-server", "--port", str(server.port)]) == 2
+    assert f"cannot serve on port {server.port}: " in capsys.readouterr().err
+    assert main(["fake-server", "--error-rate", "5"]) == 2
+    assert "--error-rate is a share, from 0 to 1, not 5" in capsys.readouterr().err
+    for option, value in [("--rpm", "0"), ("--rpm", "nan"), ("--port", "99999"), ("--latency", "-1")]:
+        assert main(["fake-server", option, value]) == 2
+        assert f"{option} must be" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's count of memory")
+def test_a_large_input_runs_in_flat_memory(tmp_path, server):
+    """8,000 prompts of 4 kB, and as much of answers, take no more than 300 do."""
+    code = (
+        "import sys; from chatpool._cli.main import main; code = main(sys.argv[1:])\n"
+        "print(*(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+    )
+    peaks = []
+    for count in (300, 8000):
+        path = tmp_path / f"{count}.txt"
+        with path.open("w") as file:
+            file.writelines(f"{number} {'x' * 4000}\n" for number in range(count))
+        command = [sys.executable, "-c", code, "run", str(path), "-o", str(path) + ".out", "--base-url", server.url]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout) / 1024)
+    assert peaks[1] - peaks[0] < 8, peaks

@@ -1,0 +1,300 @@
+"""Tracers, mocks, logs and error trackers see every try, and none of them sees the key."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from chatpool import ChatPool
+from chatpool._http.fast_path import is_open
+from chatpool.testing import Reply
+
+KEY = "sk-secret-of-ours"
+PRIVATE = "a private prompt"
+
+WAYS = {
+    "map": lambda pool, prompts: pool.map(prompts),
+    "imap": lambda pool, prompts: [result.value for result in pool.imap(prompts)],
+    "imap_unordered": lambda pool, prompts: [result.value for result in pool.imap_unordered(prompts)],
+    "submit": lambda pool, prompts: [future.result() for future in [pool.submit(prompt) for prompt in prompts]],
+    "ask": lambda pool, prompts: [pool.ask(prompt) for prompt in prompts],
+}
+
+# A prompt for each way in which a try can end, and the statuses that its tries have; None: there was no reply.
+FATES = {"well": [200], "flaky": [500, 200], "cut": [None, 200], "refused": [400]}
+
+
+def play(server):
+    server.script("flaky", Reply(status=500), Reply())
+    server.script("cut", Reply(fault="reset"), Reply())
+    server.script("refused", Reply(status=400))
+
+
+def statuses(tries):
+    return sorted(tries, key=lambda status: status or 0)
+
+
+ALL_STATUSES = statuses(status for fates in FATES.values() for status in fates)
+
+
+# OpenTelemetry.
+
+
+@pytest.fixture
+def tracer():
+    """A tracer provider that keeps its spans."""
+    pytest.importorskip("opentelemetry.sdk")
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    provider, exporter = TracerProvider(), InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    provider.calls = lambda: [span for span in exporter.get_finished_spans() if span.kind.name == "CLIENT"]
+    return provider
+
+
+@pytest.fixture
+def instrument(tracer):
+    """Turn an instrumentation on, by the name of the library it watches, until the test's end."""
+    names = {"requests": "RequestsInstrumentor", "urllib3": "URLLib3Instrumentor"}
+    active = []
+
+    def instrument(library):
+        module = pytest.importorskip(f"opentelemetry.instrumentation.{library}")
+        active.append(getattr(module, names[library])())
+        active[-1].instrument(tracer_provider=tracer)
+
+    yield instrument
+    for instrumentor in active:
+        instrumentor.uninstrument()
+
+
+@pytest.mark.parametrize("libraries", [["requests"], ["urllib3"], ["requests", "urllib3"]], ids="+".join)
+def test_opentelemetry_sees_each_try_once(server, make_pool, tracer, instrument, libraries):
+    """One span a try, with its status, whichever library is watched, and also if both are."""
+    for library in libraries:
+        instrument(library)
+    play(server)
+    make_pool(api_key=KEY).map(list(FATES))
+    spans = tracer.calls()
+    assert statuses(span.attributes.get("http.status_code") for span in spans) == ALL_STATUSES
+    assert {span.attributes["http.url"] for span in spans} == {f"{server.url}/chat/completions"}
+    assert len(spans) == len(server.requests)
+    failed = [span for span in spans if not span.status.is_unset]
+    assert statuses(span.attributes.get("http.status_code") for span in failed) == [None, 400, 500]
+    assert KEY not in str([span.to_json() for span in spans])
+
+
+@pytest.mark.parametrize("library", ["requests", "urllib3"])
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_callers_span_is_the_parent_of_the_calls(server, pool, tracer, instrument, library, way):
+    """Though they are made in other threads; and the server is told the trace."""
+    instrument(library)
+    server.script("flaky", Reply(status=500), Reply())
+    for _ in range(2):  # the second time with threads that live already
+        with tracer.get_tracer("test").start_as_current_span("caller") as caller:
+            way(pool, ["flaky", "b", "c"])
+        ours = [span for span in tracer.calls() if span.parent.span_id == caller.context.span_id]
+        server.script("flaky", Reply(status=500), Reply())
+        assert len(ours) == 4
+        told = [tuple(request.headers["traceparent"].split("-")[1:3]) for request in server.requests[-4:]]
+        assert sorted(told) == sorted((f"{s.context.trace_id:032x}", f"{s.context.span_id:016x}") for s in ours)
+
+
+def test_two_callers_of_one_pool_keep_their_traces_apart(pool, tracer, instrument):
+    instrument("requests")
+    callers = [tracer.get_tracer("test").start_span(name) for name in "ab"]
+    from opentelemetry.trace import use_span
+
+    iterators = []
+    for caller in callers:
+        with use_span(caller):
+            iterators.append(pool.imap(["x"] * 10))
+    for _ in zip(*iterators):  # by turns, outside both spans
+        pass
+    parents = [span.parent.span_id for span in tracer.calls()]
+    assert [parents.count(caller.context.span_id) for caller in callers] == [10, 10]
+
+
+@pytest.mark.skipif(not is_open(), reason="with urllib3 1.26 the libraries do it all")
+def test_only_urllib3s_instrumentation_closes_the_short_way(instrument):
+    """requests' is above it; urllib3's would not see what goes round urlopen, so then nothing does."""
+    instrument("requests")
+    assert is_open()
+    instrument("urllib3")
+    assert not is_open()
+
+
+# Mocks. What responses sees stands in tests/protocol/test_conversation.py.
+
+
+def test_requests_mock_sees_each_try():
+    requests_mock = pytest.importorskip("requests_mock")
+    url = "https://mocked.example/v1"
+    good = {"choices": [{"message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}]}
+    with requests_mock.Mocker() as mock, ChatPool(2, base_url=url, api_key=KEY, max_wait=0.01) as pool:
+        mock.post(f"{url}/chat/completions", [{"status_code": 503}, {"text": "<html>"}, {"json": good}])
+        answers = pool.map(["a"])
+        assert answers == ["hi"]
+        assert answers.results[0].attempts == mock.call_count == 3
+        assert mock.last_request.json()["messages"] == [{"role": "user", "content": "a"}]
+        assert pool.map(["a"] * 10) == ["hi"] * 10
+        assert mock.call_count == 13
+
+
+# Logs.
+
+
+def test_logs_of_a_real_server_name_no_prompt(server, make_pool, caplog):
+    """A retry is told at INFO, a failure at WARNING; nobody, urllib3 included, tells the prompt, answer or key."""
+    caplog.set_level(logging.DEBUG)
+    server.script(PRIVATE, Reply(status=500), Reply(fault="reset"), Reply(status=400))
+    make_pool(api_key=KEY).map([PRIVATE, "a public prompt"])
+    ours = [(record.levelname, record.getMessage()) for record in caplog.records if record.name == "chatpool"]
+    assert [level for level, _ in ours] == ["INFO", "INFO", "WARNING"]
+    assert ours[0][1].startswith("prompt 0: try 1 failed (InternalServerError 500")
+    assert ours[1][1].startswith("prompt 0: try 2 failed (APIConnectionError")
+    assert ours[2][1].startswith("prompt 0 failed: BadRequestError 400")
+    for word in (PRIVATE, "public", KEY):
+        assert word not in caplog.text
+
+
+def test_without_a_handler_nothing_is_printed(server, make_pool, capfd):
+    """logging's last resort would print warnings to stderr; a library is silent until it is asked."""
+    server.script("a", Reply(status=400))
+    code = f"from chatpool import ChatPool; ChatPool(base_url={server.url!r}).map(['a'])"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    assert capfd.readouterr() == ("", "")
+
+
+# Watchers that are there before chatpool is, or cannot be taken off again: in processes of their own.
+
+_SENTRY = """
+import json, sys
+import sentry_sdk
+from sentry_sdk.transport import Transport
+
+class Kept(Transport):
+    items = []
+
+    def capture_envelope(self, envelope):
+        self.items += [item.payload.json for item in envelope.items if item.payload.json]
+
+def watch():
+    sentry_sdk.init("https://public@sentry.example/1", transport=Kept, traces_sample_rate=1.0)
+
+watch() if sys.argv[2] == "before" else None
+from chatpool import ChatPool
+watch() if sys.argv[2] == "after" else None
+
+with ChatPool(2, base_url=sys.argv[1], max_wait=0.01) as pool:
+    with sentry_sdk.start_transaction(name="a view"):
+        answers = pool.map(sys.argv[3:])
+        sentry_sdk.capture_message("a look at the breadcrumbs")
+    for fail in (answers.raise_for_failures, lambda: pool.ask("refused"), lambda: pool.map(["well"], parse=int)):
+        try:
+            fail()
+        except Exception as error:
+            sentry_sdk.capture_exception(error)
+sentry_sdk.flush()
+json.dump(Kept.items, sys.stdout)
+"""
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_sentry_sees_each_try(server, order):
+    """A breadcrumb and a span for each, the span in the caller's transaction, and a breadcrumb of each failure."""
+    pytest.importorskip("sentry_sdk")
+    play(server)
+    items = run(_SENTRY, server.url, order, *FATES)
+    tried = server.requests[: len(ALL_STATUSES)]
+    (transaction,) = [item for item in items if item.get("type") == "transaction"]
+    (look,) = [item for item in items if item.get("message") == "a look at the breadcrumbs"]
+    spans = transaction["spans"]
+    assert statuses(span["data"].get("http.response.status_code") for span in spans) == ALL_STATUSES
+    assert {span["op"] for span in spans} == {"http.client"}
+    assert {span["parent_span_id"] for span in spans} == {transaction["contexts"]["trace"]["span_id"]}
+    crumbs = look["breadcrumbs"]["values"]
+    calls = [crumb["data"].get("http.response.status_code") for crumb in crumbs if crumb["category"] == "httplib"]
+    assert statuses(calls) == ALL_STATUSES
+    assert [crumb["level"] for crumb in crumbs if crumb["category"] == "chatpool"].count("warning") == 1
+    trace = transaction["contexts"]["trace"]["trace_id"]
+    assert {request.headers["sentry-trace"].split("-")[0] for request in tried} == {trace}
+
+
+def test_sentry_events_hold_no_key(server, monkeypatch):
+    """They hold the local variables of every frame; the key is in none of them."""
+    pytest.importorskip("sentry_sdk")
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    play(server)
+    items = run(_SENTRY, server.url, "before", *FATES)
+    kinds = [item["exception"]["values"][-1]["type"] for item in items if "exception" in item]
+    assert kinds == ["BadRequestError", "BadRequestError"]  # an answer that is no number is a failure, not an exception
+    assert all(request.headers["authorization"] == f"Bearer {KEY}" for request in server.requests)
+    assert KEY not in json.dumps(items)
+
+
+_URLLIB3_FIRST = """
+import json, sys
+from opentelemetry.instrumentation.urllib3 import URLLib3Instrumentor
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+spans = InMemorySpanExporter()
+provider = TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(spans))
+URLLib3Instrumentor().instrument(tracer_provider=provider)
+from chatpool import ChatPool
+
+ChatPool(base_url=sys.argv[1]).map(["a"] * 10)
+json.dump([span.attributes["http.status_code"] for span in spans.get_finished_spans()], sys.stdout)
+"""
+
+
+def test_urllib3s_instrumentation_may_come_before_the_import(server):
+    """As it does under opentelemetry-instrument."""
+    pytest.importorskip("opentelemetry.sdk")
+    pytest.importorskip("opentelemetry.instrumentation.urllib3")
+    assert run(_URLLIB3_FIRST, server.url) == [200] * 10
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "watching.md").read_text(encoding="utf-8")
+ALONE = re.findall(
+    r"```python alone\n(.*?)```", PAGE, flags=re.DOTALL
+)  # others are run by tests/documentation/test_examples.py
+
+
+@pytest.mark.parametrize(
+    ("needs", "told"), [("opentelemetry.instrumentation.requests", "traceparent"), ("sentry_sdk", "user-agent")]
+)
+def test_snippet_that_changes_its_process_runs(server, monkeypatch, needs, told):
+    """OpenTelemetry's tells the server its trace; Sentry's does not, as it says."""
+    pytest.importorskip(needs)
+    (code,) = [code for code in ALONE if needs in code]
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("SENTRY_DSN", "http://public@127.0.0.1:1/1")  # where nobody listens
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "river in Peru" in done.stdout or '"http.status_code": 200' in done.stdout
+    for request in server.requests:
+        assert told in request.headers
+        assert "sentry-trace" not in request.headers
+    assert server.requests
+
+
+def run(code, *arguments):
+    """Run a script in a process of its own; return what it told."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)

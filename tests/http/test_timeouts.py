@@ -1,0 +1,250 @@
+"""No server can hold a call beyond its limits; what is given up is given back."""
+
+from __future__ import annotations
+
+import gc
+import socket
+import ssl
+import threading
+import time
+import weakref
+
+import pytest
+import requests
+import trustme
+
+from chatpool import APIConnectionError, APITimeoutError, ChatPool, DeadlineError, NotSentError
+from chatpool.testing import FakeChatServer, Reply
+from tests.conftest import chatpool_threads, wait_until
+
+SILENT = ["stall", "stall_midway", "drip", "drip_headers"]
+LIMIT, GRACE = 0.4, 0.2  # seconds: the read limit, and how late a cut may be
+
+
+@pytest.fixture(scope="module")
+def authority():
+    return trustme.CA()
+
+
+@pytest.fixture
+def tls_server(authority, tmp_path, monkeypatch):
+    """The server over TLS; the environment names its authority."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    bundle = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(bundle))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(bundle))
+    with FakeChatServer(tls=context) as server:
+        yield server
+
+
+@pytest.mark.parametrize("fault", SILENT)
+@pytest.mark.parametrize("kind", ["plain", "tls"])
+def test_read_limit_bounds_the_whole_answer(request, kind, fault):
+    """Silence and drips, in headers and body, plain and over TLS: cut within 0.2 s past the limit."""
+    server = request.getfixturevalue("server" if kind == "plain" else "tls_server")
+    server.script("sick", Reply("x" * 500, fault=fault))
+    with ChatPool(2, base_url=server.url, timeout=(2, LIMIT), max_tries=1) as pool:
+        assert pool.ask("well") == "well"
+        error = pool.submit("sick").result(10).error
+        assert type(error) is APITimeoutError
+        assert "read timeout of 0.4 s" in str(error)
+        elapsed = pool.map(["sick"]).results[0].elapsed
+        assert LIMIT - 0.05 < elapsed < LIMIT + GRACE
+        assert pool.ask("well") == "well"
+
+
+@pytest.mark.parametrize("own_adapter", [False, True])
+def test_read_limit_holds_in_a_session_of_the_users(server, own_adapter):
+    """Also where the adapter is the user's: its connections are made cuttable."""
+
+    class Adapter(requests.adapters.HTTPAdapter):
+        pass
+
+    server.script("sick", Reply("x" * 500, fault="drip_headers"))
+    with requests.Session() as session:
+        if own_adapter:
+            session.mount("http://", Adapter())
+        with ChatPool(2, base_url=server.url, session=session, timeout=(2, LIMIT), max_tries=1) as pool:
+            result = pool.map(["sick"]).results[0]
+    assert type(result.error) is APITimeoutError
+    assert result.elapsed < LIMIT + GRACE
+
+
+def test_tls_handshake_that_never_ends_is_bounded_by_the_connect_timeout():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}/v1"
+        with ChatPool(1, base_url=url, timeout=(LIMIT, 30), max_tries=1) as pool:
+            result = pool.submit("a").result(10)
+    assert (type(result.error), result.error.code) == (APITimeoutError, "connect_timeout")
+    assert result.elapsed < LIMIT + GRACE
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_deadline_cuts_connecting_too(scheme):
+    """A black hole, or a handshake that never ends: the deadline holds, and the pool can be closed at once."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0 if scheme == "http" else 50)
+        port = listener.getsockname()[1]
+        fillers = [socket.socket() for _ in range(4)] if scheme == "http" else []
+        for filler in fillers:
+            filler.setblocking(False)
+            filler.connect_ex(("127.0.0.1", port))
+        began = time.monotonic()
+        with ChatPool(4, base_url=f"{scheme}://127.0.0.1:{port}/v1", timeout=(30, 30)) as pool:
+            answers = pool.map(["a"] * 4, deadline=LIMIT)
+        assert time.monotonic() - began < LIMIT + 2 * GRACE
+        for filler in fillers:
+            filler.close()
+    assert {type(result.error) for result in answers.results} == {DeadlineError}
+
+
+@pytest.mark.parametrize("fault", SILENT)
+def test_deadline_holds_with_every_worker_hanging(server, fault):
+    """To 0.2 s; and at once the pool is fit for the next map, on all of its places."""
+    server.script("sick", Reply("x" * 500, fault=fault))
+    with ChatPool(5, base_url=server.url) as pool:
+        began = time.monotonic()
+        answers = pool.map(["sick"] * 50, deadline=LIMIT)
+        assert LIMIT <= time.monotonic() - began < LIMIT + GRACE
+        assert {type(result.error) for result in answers.results} == {DeadlineError}
+        assert pool.map(["well"] * 50, deadline=5) == ["well"] * 50
+        assert pool._engine()._scheduler._in_flight == set()
+        assert wait_until(lambda: server.open_connections <= 5)
+
+
+def test_look_up_that_hangs_takes_nothing_along(server, monkeypatch):
+    """A name whose look-up hangs holds no map, no place and no worker up; one look-up serves all who wait."""
+    real, go_on, asked = socket.getaddrinfo, threading.Event(), []
+
+    def look_up(host, *details, **more):
+        if host != "slow.test":
+            return real(host, *details, **more)
+        asked.append(host)
+        go_on.wait(10)
+        return real("127.0.0.1", *details, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    with ChatPool(5, base_url=f"http://slow.test:{server.port}/v1", timeout=(0.3, 5), max_tries=1) as pool:
+        began = time.monotonic()
+        cut = pool.map(["a"] * 50, deadline=0.2)
+        assert time.monotonic() - began < 0.2 + GRACE
+        assert wait_until(lambda: not pool._engine()._scheduler._in_flight)
+        assert [error.code for error in {result.error for result in pool.map(["b"]).results}] == ["connect_timeout"]
+        go_on.set()
+        assert wait_until(lambda: not any("lookup" in name for name in chatpool_threads()))
+        assert pool.map(["c"] * 50) == ["c"] * 50
+    assert {type(result.error) for result in cut.results} == {DeadlineError}
+    assert asked[:2] in (["slow.test"], ["slow.test"] * 2)
+    assert len(asked) <= 6
+
+
+def test_max_time_holds_with_every_worker_hanging(server):
+    server.script("sick", Reply(fault="stall"))
+    with ChatPool(5, base_url=server.url, max_time=LIMIT) as pool:
+        answers = pool.map(["sick"] * 5)
+    assert {result.error.code for result in answers.results} == {"max_time"}
+    assert max(result.elapsed for result in answers.results) < LIMIT + GRACE
+
+
+def test_a_cut_is_a_timeout_whatever_was_read(server):
+    """Cut in the headers, http.client makes an empty 200 of them; it must not pass for a reply."""
+    server.script("sick", Reply("x" * 50, fault="drip_headers"))
+    with ChatPool(8, base_url=server.url, timeout=(2, LIMIT), max_tries=1) as pool:
+        answers = pool.map(["sick"] * 8)
+    assert {(type(result.error), result.error.code) for result in answers.results} == {
+        (APITimeoutError, "read_timeout")
+    }
+
+
+def test_collected_pool_takes_threads_and_connections_along(server):
+    """No close(), no leak: the pool goes when nobody holds it."""
+    pool = ChatPool(5, base_url=server.url)
+    pool.map(["a"] * 20)
+    assert chatpool_threads()
+    gone = weakref.ref(pool)
+    gc.disable()
+    try:
+        del pool
+        assert gone() is None  # no circle keeps it
+        assert wait_until(lambda: not chatpool_threads())
+        assert wait_until(lambda: server.open_connections == 0)
+    finally:
+        gc.enable()
+
+
+def test_a_bug_of_the_package_surfaces(pool, monkeypatch):
+    """It never becomes a lost prompt or a hang, wherever a prompt was."""
+    monkeypatch.setattr("chatpool._scheduling.sender.read_completion", lambda reply: reply.nonsense)
+    for use in (lambda: pool.map(["a"] * 20), lambda: list(pool.imap(["a"])), lambda: pool.ask("a")):
+        with pytest.raises(AttributeError, match="nonsense"):
+            use()
+    with pytest.raises(AttributeError, match="nonsense"):
+        pool.submit("a").result(5)
+    monkeypatch.undo()
+    assert pool.map(["a"] * 20) == ["a"] * 20
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_base_exceptions_of_parse_do_not_kill_a_worker_silently(pool, kind):
+    def parse(text):
+        raise kind
+
+    with pytest.raises(kind):
+        pool.map(["a"] * 20, parse=parse)
+    assert pool.map(["a"] * 20) == ["a"] * 20
+
+
+def test_threads_that_cannot_be_started(server, monkeypatch):
+    """With no thread to be had, the caller does the work; with a few, they do."""
+    start = threading.Thread.start
+    left = [0]
+
+    def refuse(thread):
+        if "worker" in thread.name and left[0] <= 0:
+            raise RuntimeError("can't start new thread")
+        left[0] -= "worker" in thread.name
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    for left[0] in (0, 2):
+        with ChatPool(8, base_url=server.url) as pool:
+            assert pool.map([str(n) for n in range(30)]) == [str(n) for n in range(30)]
+
+
+def test_close_ends_calls_that_wait_for_anything(server):
+    """On the wire, in back-off, and in the queue for a place."""
+    server.script("hangs", Reply(fault="stall"))
+    server.script("fails", Reply(status=500, headers={"retry-after": "50"}))
+    with ChatPool(2, base_url=server.url) as pool:
+        futures = [pool.submit(prompt) for prompt in ["fails", "fails", "hangs", "hangs", "hangs", "fails"]]
+        assert wait_until(lambda: server.count("hangs") == 2)
+        began = time.monotonic()
+        pool.close()
+        assert time.monotonic() - began < 0.5
+    assert {type(future.result(0).error) for future in futures} == {NotSentError}
+
+
+def test_certificate_that_does_not_verify_stops_the_map(authority):
+    """Tried once, not again; the rest is not sent. verify stays on."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    with FakeChatServer(tls=context) as server, ChatPool(2, base_url=server.url) as pool:
+        answers = pool.map(["a"] * 50)
+        assert server.requests == []
+    assert {type(result.error) for result in answers.results} == {APIConnectionError, NotSentError}
+    assert answers.results[0].error.code == "certificate_verify_failed"
+
+
+def test_custom_ca_bundle_through_a_session(authority, tmp_path, monkeypatch):
+    """The Session's own bundle counts, also against one that the environment names."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    trustme.CA().cert_pem.write_to_path(str(tmp_path / "other.pem"))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "other.pem"))
+    with FakeChatServer(tls=context) as server, requests.Session() as session:
+        session.verify = str(tmp_path / "ca.pem")
+        with ChatPool(2, base_url=server.url, session=session) as pool:
+            assert pool.map(["a"]) == ["a"]

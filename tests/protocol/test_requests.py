@@ -1,0 +1,106 @@
+"""Prompt → request body."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from chatpool._protocol.requests import build_body, check_prompt, check_prompts, encode, estimate_tokens
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+
+
+def body(prompt, **settings):
+    return build_body(prompt, **{"model": "m", "system": None, "params": {}, **settings})
+
+
+def test_str_becomes_a_user_message():
+    assert body("hi") == {"model": "m", "messages": MESSAGES}
+
+
+def test_system_goes_before_a_str_only():
+    """A list or dict of the user's own brings its own system message."""
+    assert body("hi", system="be brief")["messages"][0] == {"role": "system", "content": "be brief"}
+    assert body(MESSAGES, system="be brief")["messages"] == MESSAGES
+    assert body({"messages": MESSAGES}, system="be brief")["messages"] == MESSAGES
+
+
+def test_prompt_overrides_params_override_the_model():
+    """The nearer to the prompt, the stronger."""
+    params = {"temperature": 0, "model": "p", "n": 1}
+    assert body({"messages": MESSAGES, "temperature": 1}, params=params) == {
+        "model": "p", "temperature": 1, "n": 1, "messages": MESSAGES,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("prompt", "told"),
+    [
+        (
+            None,
+            "prompt 7: a prompt is a str, a list of message dicts or a dict of body fields, not NoneType; drop missing values first",
+        ),
+        (3, "not int"),
+        (b"hi", "not bytes"),
+        (float("nan"), "not float"),
+        ([], "non-empty list of message dicts"),
+        (["hi"], "non-empty list of message dicts"),
+        ({"role": "user", "content": "hi"}, "a single message goes in a list"),
+        ({"temperature": 1}, "needs 'messages'"),
+        ([{"role": "user", "content": {1, 2}}], "prompt 7 cannot be sent as JSON"),
+    ],
+)
+def test_what_is_no_prompt_is_a_type_error_with_its_index(prompt, told):
+    with pytest.raises(TypeError, match="prompt 7") as caught:
+        check_prompt(prompt, 7)
+    assert told in str(caught.value)
+
+
+def test_nan_in_a_prompt_is_a_value_error():
+    """NaN is no JSON, and servers refuse it in words nobody understands."""
+    with pytest.raises(ValueError, match="prompt 7 cannot be sent as JSON"):
+        check_prompt({"messages": MESSAGES, "temperature": float("nan")}, 7)
+
+
+@pytest.mark.parametrize("prompts", ["one prompt", b"bytes", {"messages": MESSAGES}, MESSAGES[0]])
+def test_one_prompt_in_place_of_many(prompts):
+    """Iterating over a lone str would send its letters."""
+    with pytest.raises(TypeError, match="not a series of prompts"):
+        check_prompts(prompts)
+
+
+def test_dict_of_prompts_in_place_of_a_series():
+    """Iterating over it would send its keys."""
+    with pytest.raises(
+        TypeError, match=r"prompts is a dict; pass a series of prompts, such as list\(prompts.values\(\)\)"
+    ):
+        check_prompts({"Peru": "Name a river.", "Chad": "Name a river."})
+
+
+def test_table_in_place_of_a_column():
+    """Iterating over pandas' would send the names of its columns."""
+
+    class DataFrame:
+        columns = ("prompt",)
+
+        def __iter__(self):
+            return iter(self.columns)
+
+    with pytest.raises(
+        TypeError, match=r'prompts is a whole DataFrame; pass one of its columns, such as frame\["prompt"\]'
+    ):
+        check_prompts(DataFrame())
+
+
+def test_lone_surrogates_and_other_scripts_survive():
+    """Everything a str can hold arrives, escaped."""
+    text = "naïve 日本 \ud800 😀"
+    assert json.loads(encode(text, "x")) == text
+
+
+def test_estimate_counts_prompt_and_longest_answer():
+    payload = b"x" * 400
+    assert estimate_tokens(payload, {}) == 100
+    assert estimate_tokens(payload, {"max_tokens": 50}) == 150
+    assert estimate_tokens(payload, {"max_completion_tokens": 50, "n": 2}) == 200

@@ -1,0 +1,49 @@
+"""How long to wait, and who waits: arithmetic without a clock, and backoff's loop around it."""
+
+from __future__ import annotations
+
+import pytest
+
+from chatpool import InternalServerError, NotSentError, ParseError, RateLimitError
+from chatpool._scheduling.retry import Postponed, TryAgain, attempt, delay_before_retry, is_transient
+
+
+def test_own_waits_are_full_jitter_under_a_doubling_bound():
+    """The n-th wait lies anywhere between 0 and 0.25 × 2ⁿ⁻¹ seconds, 20 at most."""
+    for tries, bound in ((1, 0.25), (2, 0.5), (3, 1), (6, 8), (8, 20), (1000, 20)):
+        waits = [delay_before_retry(InternalServerError("x"), tries, 60) for _ in range(400)]
+        assert 0 <= min(waits) < 0.1 * bound
+        assert 0.9 * bound < max(waits) <= bound
+
+
+def test_max_wait_bounds_own_waits():
+    assert all(delay_before_retry(InternalServerError("x"), 9, 0.01) <= 0.01 for _ in range(100))
+
+
+def test_servers_word_is_kept_to_the_letter():
+    """No jitter shortens what the server asked for, and no bound: who cannot wait so long gives up."""
+    assert delay_before_retry(RateLimitError("x", retry_after=90), 1, 60) == 90
+
+
+def test_closed_kept_connection_is_tried_again_at_once():
+    from chatpool import APIConnectionError
+
+    assert delay_before_retry(APIConnectionError("x", code="stale_connection"), 1, 60) == 0
+
+
+@pytest.mark.parametrize(("error", "again"), [(ParseError("x"), True), (NotSentError("x"), False)])
+def test_errors_without_a_reply(error, again):
+    assert is_transient(error) is again
+
+
+def test_attempt_postpones_and_never_sleeps(monkeypatch):
+    slept = []
+    monkeypatch.setattr("time.sleep", slept.append)
+
+    def step():
+        raise TryAgain(InternalServerError("a"), 7.5)
+
+    with pytest.raises(Postponed) as caught:
+        attempt(step)
+    assert caught.value.delay == 7.5
+    assert slept == []
