@@ -36,6 +36,13 @@ HOMES = {
     "plotly": {"_cli/report"},
     "distributed": {"_cluster/client", "_cluster/worker", "_cli/run"},
 }
+STARTS_THREADS = {
+    "_scheduling/actor",
+    "_scheduling/workers",
+    "_scheduling/callbacks",
+    "_http/resolver",
+    "_testing/server",
+}
 MODULES = sorted(path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py"))
 
 
@@ -91,12 +98,7 @@ def test_few_modules_start_threads(module):
     """The scheduler and its callbacks, name look-ups and the fake server start threads; nobody else does."""
     source = (PACKAGE / f"{module}.py").read_text()
     starts = "Thread(" in source or "ThreadPoolExecutor(" in source
-    assert not starts or module in {
-        "_scheduling/scheduler",
-        "_scheduling/callbacks",
-        "_http/resolver",
-        "_testing/server",
-    }
+    assert not starts or module in STARTS_THREADS
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -15,7 +15,7 @@ from html import escape
 from typing import Any
 
 from chatpool._files.history import Cause, History, read_history
-from chatpool._files.journal import PathLike
+from chatpool._protocol.results import PathLike
 from chatpool._version import __version__
 from chatpool.errors import ConfigurationError
 

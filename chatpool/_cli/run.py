@@ -13,7 +13,8 @@ from typing import Any, TextIO
 from chatpool._files.batch_format import digest_of
 from chatpool._files.inputs import Input, InputError
 from chatpool._files.journal import Journal, JournalView
-from chatpool._protocol.requests import BatchRequest, build_body, encode, estimate_tokens, path_of
+from chatpool._protocol.request_builder import RequestBuilder
+from chatpool._protocol.requests import BatchRequest, estimate_tokens, path_of
 from chatpool._protocol.results import ChatResult
 from chatpool._protocol.summary import Summary
 from chatpool._scheduling.mapper import Mapper
@@ -52,6 +53,7 @@ class Job:
         self.as_text, self.deadline, self.retries_failed = as_text, deadline, retries_failed
         self.max_requests, self.max_tokens = max_requests, max_tokens
         self.dask = dask
+        self.builder = RequestBuilder(pool._settings, {})
 
     def open(self) -> Input:
         """Open the input, which is not to be written over."""
@@ -61,14 +63,9 @@ class Job:
             raise ConfigurationError(f"{self.output} is the input; take another file for the answers")
         return prompts
 
-    def body(self, task: BatchRequest) -> dict[str, object]:
-        """Return what would be sent."""
-        settings = self.pool._settings
-        return build_body(task, model=settings.model, system=settings.system, params=settings.params)
-
     def digest(self, task: BatchRequest) -> str:
         """Return what the journal knows a request by."""
-        return digest_of(path_of(task), self.body(task))
+        return digest_of(path_of(task), self.builder.body(task))
 
 
 def run(job: Job) -> int:
@@ -159,14 +156,15 @@ def dry_run(job: Job) -> int:
     with closing(job.open()) as prompts:
         repeats = prompts.check(job.digest)
         with _read_journal(job) as journal:
-            journal_view = JournalView(journal, job.body, None, retries_failed=job.retries_failed, repeats=repeats)
+            digest = lambda request: job.digest(request.prompt)  # noqa: E731 - shorter than a function
+            journal_view = JournalView(journal, digest, None, retries_failed=job.retries_failed, repeats=repeats)
             for index, task in enumerate(prompts):
-                if journal_view.find(index, task) is not None:
+                request = job.builder.request(index, task)
+                if journal_view.find(request) is not None:
                     done += 1
                     continue
                 calls += 1
-                body = job.body(task)
-                tokens += estimate_tokens(encode(body, f"prompt {index}"), body)
+                tokens += estimate_tokens(job.builder.payload(request), job.builder.body(task))
     print(f"{calls + done:,} prompts: {done:,} are done already, {calls:,} calls are to be made")
     print(f"about {tokens:,} tokens, with the longest answers that the requests allow")
     return 0

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
+from chatpool._protocol.results import PathLike
 from chatpool.errors import JournalError
 
-from .journal import Journal, PathLike
+from .journal import Journal
 
 _SILENCE = 5.0  # seconds without any call, from which on a run is over and what follows another
 _MOST_BINS = 150

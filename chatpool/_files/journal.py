@@ -19,20 +19,19 @@ from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from types import TracebackType
-from typing import Any, Callable, Union
+from typing import Any, Callable
 
-from chatpool._protocol.requests import BatchRequest, path_of
-from chatpool._protocol.results import Attempt, ChatResult, Parse
+from chatpool._protocol.request_builder import Request
+from chatpool._protocol.requests import BatchRequest
+from chatpool._protocol.results import Attempt, ChatResult, Parse, PathLike
 from chatpool.errors import DeadlineError, JournalError, NotSentError
 
-from .batch_format import BEGINNING, OUR_ID, Key, digest_of, is_json, key_of, line_of, parse_head, parse_line, result_of
+from .batch_format import BEGINNING, OUR_ID, Key, is_json, key_of, line_of, parse_head, parse_line, result_of
 
 try:
     import fcntl
 except ImportError:  # Windows has no such locks
     fcntl = None  # type: ignore[assignment]
-
-PathLike = Union[str, "os.PathLike[str]"]
 
 _SYNC_EVERY = 1.0  # seconds
 _open_journals: weakref.WeakSet[Journal] = weakref.WeakSet()
@@ -177,24 +176,25 @@ class JournalView:
     def __init__(
         self,
         journal: Journal | None,
-        body_of: Callable[[Any], dict[str, Any]],
+        digest_of: Callable[[Request], str],
         parse: Parse | None,
         *,
         retries_failed: bool = True,
         repeats: Container[int] | None = None,
     ) -> None:
-        self._journal, self._body_of, self._parse = journal, body_of, parse
+        self._journal, self._digest_of, self._parse = journal, digest_of, parse
         self._retries_failed, self._repeats = retries_failed, repeats
         self._keys: dict[int, Key] = {}  # of the prompts that are not done
         self._seen: Counter[int] = Counter()  # unnamed ones, by digest
 
-    def find(self, index: int, prompt: Any) -> ChatResult | None:
+    def find(self, request: Request) -> ChatResult | None:
         """Return what the journal holds for the next prompt, None if it is to be asked. Ask for each once, in order."""
-        key = self._keys[index] = self._key(prompt)
+        index = request.index
+        key = self._keys[index] = self._key(request)
         document = self._journal.find(key) if self._journal else None
         if document is None or key_of(document) != key:
             return None
-        result = result_of(document, index, prompt)
+        result = result_of(document, index, request.prompt)
         if result is None or not (result.ok or not self._retries_failed) or not self._parses(result):
             return None
         del self._keys[index]
@@ -206,8 +206,8 @@ class JournalView:
         if self._journal and not isinstance(result.error, (NotSentError, DeadlineError)):
             self._journal.append(line_of(result, key, timeline))
 
-    def _key(self, prompt: Any) -> Key:
-        digest = digest_of(path_of(prompt), self._body_of(prompt))
+    def _key(self, request: Request) -> Key:
+        digest, prompt = self._digest_of(request), request.prompt
         if isinstance(prompt, BatchRequest) and prompt.custom_id is not None:
             return Key(prompt.custom_id, digest)
         number, count = number_of(digest), 1
