@@ -26,6 +26,7 @@ version = release = chatpool.__version__
 html_title = f"chatpool {version}"
 html_theme = "furo"
 html_copy_source = False
+html_show_copyright = False
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
 myst_heading_anchors = 3
