@@ -11,12 +11,29 @@ from tests.snippets import ROOT
 
 PAGES = [
     *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "setup.cfg", ".ci/run")),
-    *(path for path in (ROOT / "docs").rglob("*.*") if path.suffix in {".md", ".py"} and "_build" not in path.parts),
-    *(path for path in (ROOT / "examples").rglob("*.*") if path.suffix in {".py", ".ipynb", ".html"}),
+    *(
+        path
+        for path in sorted((ROOT / "docs").rglob("*.*"))
+        if path.suffix in {".md", ".py"} and "_build" not in path.parts
+    ),
+    *(path for path in sorted((ROOT / "examples").rglob("*.*")) if path.suffix in {".py", ".ipynb", ".html"}),
 ]
 # Folders and modules that use these terms already. Add one once its text has been revised, such as "chatpool/_http".
-CLEAN = ["tests/documentation", "tests/snippets.py"]
-SOURCES = [path for name in CLEAN for path in [ROOT / name, *(ROOT / name).rglob("*.py")] if path.is_file()]
+CLEAN = [
+    "chatpool/__init__.py",
+    "chatpool/__main__.py",
+    "chatpool/distributed.py",
+    "chatpool/journal.py",
+    "chatpool/pytest_plugin.py",
+    "chatpool/report.py",
+    "chatpool/results.py",
+    "chatpool/testing.py",
+    "tests/documentation",
+    "tests/snippets.py",
+    "tests/test_layers.py",
+    "tests/testing",
+]
+SOURCES = [path for name in CLEAN for path in [ROOT / name, *sorted((ROOT / name).rglob("*.py"))] if path.is_file()]
 SOURCES.remove(Path(__file__))  # has the words themselves
 
 # A pattern, and the words to use in its place.
@@ -30,7 +47,7 @@ WORDS = {
     r"stands? (in|for)": "is in; replaces; represents",
     r"(give|gives|gave|given|giving) up": "cancel",
     r"places": "slots",
-    r"tries|(a|each|next|last) try": "attempt (max_tries is the name of a setting)",
+    r"(?<![.\"])tries(?![\"=])|(a|each|next|last) try": 'attempt (but max_tries, and the field "tries" of a journal)',
     r"twins?": "duplicate",
     r"bells?": "event",
     r"ushers?": "poller",
