@@ -266,7 +266,7 @@ def test_urllib3s_instrumentation_may_come_before_the_import(server):
     assert run(_URLLIB3_FIRST, server.url) == [200] * 10
 
 
-PAGE = (Path(__file__).parents[2] / "docs" / "watching.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "logging.md").read_text(encoding="utf-8")
 ALONE = re.findall(
     r"```python alone\n(.*?)```", PAGE, flags=re.DOTALL
 )  # others are run by tests/documentation/test_examples.py

@@ -31,7 +31,6 @@ from __future__ import annotations
 import functools
 import gzip
 import json
-import resource
 import socket
 import subprocess
 import sys
@@ -301,5 +300,6 @@ def test_wire_options(server, pool, monkeypatch):
 
 def test_memory_stays_small():
     """All of the above, bomb and flood included, in less than 400 MB."""
+    resource = pytest.importorskip("resource")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     assert peak < 400
