@@ -175,7 +175,7 @@ class Mapper:
         from chatpool._files.journal import Journal, JournalView  # noqa: PLC0415 - few runs keep one
 
         run = self._run
-        with Journal(self._journal) as journal:
+        with Journal(self._journal, deadline=run.deadline) as journal:
             journal_view = JournalView(
                 journal, self._body_of, run.parse, retries_failed=self._retries_failed, repeats=self._repeats
             )
