@@ -141,6 +141,7 @@ class Journal:
             if self._is_closed:
                 return
             self._is_closed = True
+        _unlock(self._file.fileno())
         self._file.close()
         self._reader.close()
         if self._syncer is not None:
@@ -323,6 +324,13 @@ def _lock(fd: int, path: str) -> None:
         raise JournalError(
             f"the journal {path} is in use by another run; wait until it ends, or use another file"
         ) from None
+
+
+def _unlock(fd: int) -> None:
+    """Release the lock at once. Closing does not, while a child forked a moment ago has its copy of the file open."""
+    if fcntl is not None:
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def _failure(path: str, action: str, error: OSError) -> JournalError:
