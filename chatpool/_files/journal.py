@@ -84,6 +84,7 @@ class Journal:
                 self._repair_end()
                 # Not a copy of the first descriptor, because that would keep the lock until the last sync is done.
                 self._syncer = Syncer(os.dup(self._reader.fileno()), self.path, self._end)
+                weakref.finalize(self, self._syncer.stop)  # or a journal that nobody closes would leave its thread
             stack.pop_all()
 
     def find(self, key: Key) -> Mapping[str, Any] | None:

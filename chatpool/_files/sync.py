@@ -53,12 +53,16 @@ class Syncer:
 
     def finish(self, timeout: float) -> None:
         """Sync once more, and wait for it at most ``timeout`` seconds; it continues after that. Raises like check."""
-        self._messages.put(True)
+        self.stop()
         if not self._has_thread:
             self._run()
         with contextlib.suppress(Empty):
             self._finished.get(timeout=min(timeout, threading.TIMEOUT_MAX))
         self.check()
+
+    def stop(self) -> None:
+        """End the thread after one more sync. Does not wait for it."""
+        self._messages.put(True)
 
     def leave_to_parent(self) -> None:
         """Close the descriptor that a forked child inherited."""

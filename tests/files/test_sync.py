@@ -199,6 +199,12 @@ def test_without_a_free_thread_the_journal_is_synced_at_the_end(pool, path, disk
     assert disk.done == 1
 
 
+def test_thread_ends_with_a_journal_that_is_not_closed(path):
+    """The fixture no_thread_left_behind checks it."""
+    with pytest.warns(ResourceWarning):
+        Journal(path)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_child_forked_during_a_sync_does_not_keep_the_lock(pool, path, disk, eager):
     disk.stick()
