@@ -15,8 +15,8 @@ from html import escape
 from typing import Any
 
 from chatpool._files.history import Cause, History, read_history
-from chatpool._files.journal import PathLike
 from chatpool._files.permissions import PRIVATE, make_private
+from chatpool._protocol.results import PathLike
 from chatpool._protocol.summary import plural
 from chatpool._version import __version__
 from chatpool.errors import ConfigurationError

@@ -9,12 +9,14 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TextIO
 
 from chatpool._files.batch_format import digest_of
 from chatpool._files.inputs import Input, InputError
 from chatpool._files.journal import Journal, JournalView
-from chatpool._protocol.requests import BatchRequest, build_body, encode, estimate_tokens, path_of
+from chatpool._protocol.request_builder import RequestBuilder
+from chatpool._protocol.requests import BatchRequest, estimate_tokens, path_of
 from chatpool._protocol.results import ChatResult
 from chatpool._protocol.summary import Summary, plural
 from chatpool._protocol.terminal import escape_controls
@@ -56,14 +58,14 @@ class RunOptions:
             raise ConfigurationError(f"{self.output} is the input; choose another file for the output")
         return prompts
 
-    def body(self, request: BatchRequest) -> dict[str, object]:
-        """Return a request's body."""
-        settings = self.pool._settings
-        return build_body(request, model=settings.model, system=settings.system, params=settings.params)
+    @cached_property
+    def builder(self) -> RequestBuilder:
+        """Makes requests of prompts."""
+        return RequestBuilder(self.pool._settings, {})
 
-    def digest(self, request: BatchRequest) -> str:
-        """Return the hash by which the journal identifies a request."""
-        return digest_of(path_of(request), self.body(request))
+    def digest(self, prompt: BatchRequest) -> str:
+        """Return the hash by which the journal identifies a prompt's request."""
+        return digest_of(path_of(prompt), self.builder.body(prompt))
 
 
 def run(options: RunOptions) -> int:
@@ -93,14 +95,15 @@ def dry_run(options: RunOptions) -> int:
     with closing(options.open_input()) as prompts:
         repeats = prompts.check(options.digest)
         with _read_journal(options) as journal:
-            view = JournalView(journal, options.body, None, retries_failed=options.retry_failed, repeats=repeats)
-            for index, request in enumerate(prompts):
-                if view.find(index, request) is not None:
+            digest = lambda request: options.digest(request.prompt)  # noqa: E731 - shorter than a function
+            view = JournalView(journal, digest, None, retries_failed=options.retry_failed, repeats=repeats)
+            for index, prompt in enumerate(prompts):
+                request = options.builder.request(index, prompt)
+                if view.find(request) is not None:
                     done += 1
                     continue
                 calls += 1
-                body = options.body(request)
-                tokens += estimate_tokens(encode(body, f"prompt {index}"), body)
+                tokens += estimate_tokens(options.builder.payload(request), options.builder.body(prompt))
     print(f"{plural(calls + done, 'prompt')}: {done:,} already done, {calls:,} to send")
     print(f"about {tokens:,} tokens, if every answer is as long as its request allows")
     return 0

@@ -43,7 +43,7 @@ except ImportError as error:
     ) from None
 
 if TYPE_CHECKING:
-    from chatpool._files.journal import PathLike
+    from chatpool._protocol.results import PathLike
 
 __all__ = ["imap_unordered", "map"]
 

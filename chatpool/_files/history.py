@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
+from chatpool._protocol.results import PathLike
 from chatpool.errors import JournalError
 
-from .journal import Journal, PathLike
+from .journal import Journal
 
 _IDLE_GAP = 5.0  # seconds without a call, after which a new run begins
 _MAX_BINS = 150

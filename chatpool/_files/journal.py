@@ -21,24 +21,14 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from types import TracebackType
-from typing import Any, BinaryIO, Callable, Union
+from typing import Any, BinaryIO, Callable
 
-from chatpool._protocol.requests import BatchRequest, path_of
-from chatpool._protocol.results import Attempt, ChatResult, Parse
+from chatpool._protocol.request_builder import Request
+from chatpool._protocol.requests import BatchRequest
+from chatpool._protocol.results import Attempt, ChatResult, Parse, PathLike
 from chatpool.errors import DeadlineError, JournalError, NotSentError
 
-from .batch_format import (
-    ID_PREFIX,
-    LINE_START,
-    Key,
-    digest_of,
-    key_of,
-    line_of,
-    load,
-    parse_head,
-    parse_line,
-    result_of,
-)
+from .batch_format import ID_PREFIX, LINE_START, Key, key_of, line_of, load, parse_head, parse_line, result_of
 from .permissions import PRIVATE, make_private
 from .sync import Syncer
 
@@ -46,8 +36,6 @@ try:
     import fcntl
 except ImportError:  # Windows has no such locks
     fcntl = None  # type: ignore[assignment]
-
-PathLike = Union[str, "os.PathLike[str]"]
 
 _FIRST_PIECE = 2**16  # bytes, read to see whether a file is a journal
 _MAX_LINE = 2**28  # bytes; four times the largest answer that is accepted
@@ -192,29 +180,29 @@ class JournalView:
     def __init__(
         self,
         journal: Journal | None,
-        body_of: Callable[[Any], dict[str, Any]],
+        digest_of: Callable[[Request], str],
         parse: Parse | None,
         *,
         retries_failed: bool = True,
         repeats: Container[int] | None = None,
     ) -> None:
-        self._journal, self._body_of, self._parse = journal, body_of, parse
+        self._journal, self._digest_of, self._parse = journal, digest_of, parse
         self._retries_failed, self._repeats = retries_failed, repeats
         self._keys: dict[int, Key] = {}  # of the prompts without a result, by index
         self._counts: Counter[int] = Counter()  # of the prompts without a custom_id, by hash64
 
-    def find(self, index: int, prompt: Any) -> ChatResult | None:
+    def find(self, request: Request) -> ChatResult | None:
         """Return the journal's result for the next prompt, None if it has to be sent. Call once a prompt, in order."""
-        key = self._keys[index] = self._key(prompt)
+        key = self._keys[request.index] = self._key(request)
         document = self._journal.find(key) if self._journal else None
         if document is None or key_of(document) != key:
             return None
-        result = result_of(document, index, prompt)
+        result = result_of(document, request.index, request.prompt)
         if result is None or (self._retries_failed and not result.ok):
             return None
         result = self._parsed(result)
         if result is not None:
-            del self._keys[index]
+            del self._keys[request.index]
         return result
 
     def record(self, result: ChatResult, timeline: Sequence[Attempt] = ()) -> None:
@@ -223,8 +211,8 @@ class JournalView:
         if self._journal and not isinstance(result.error, (NotSentError, DeadlineError)):
             self._journal.append(line_of(result, key, timeline))
 
-    def _key(self, prompt: Any) -> Key:
-        digest = digest_of(path_of(prompt), self._body_of(prompt))
+    def _key(self, request: Request) -> Key:
+        digest, prompt = self._digest_of(request), request.prompt
         if isinstance(prompt, BatchRequest) and prompt.custom_id is not None:
             return Key(prompt.custom_id, digest)
         number, count = hash64(digest), 1

@@ -45,9 +45,16 @@ def check_prompts(prompts: Any) -> None:
 
 def check_prompt(prompt: Any, index: int) -> None:
     """Raise TypeError, with the index, for an invalid prompt, or ValueError if JSON cannot represent it."""
+    check_shape(prompt, index)
+    fields = prompt.prompt if isinstance(prompt, BatchRequest) else prompt
+    if not isinstance(fields, str):
+        encode(fields, f"prompt {index}")
+
+
+def check_shape(prompt: Any, index: int) -> None:
+    """Raise TypeError, with the index, for an invalid prompt. Does not check whether JSON can represent it."""
     if isinstance(prompt, BatchRequest):
         if prompt.path != CHAT_PATH:
-            encode(prompt.prompt, f"prompt {index}")
             return
         prompt = prompt.prompt
     if isinstance(prompt, str):
@@ -64,7 +71,6 @@ def check_prompt(prompt: Any, index: int) -> None:
             f"prompt {index}: a prompt is a str, a list of message dicts or a dict of body fields, "
             f"not {type(prompt).__name__}{_hint(prompt)}"
         )
-    encode(prompt, f"prompt {index}")
 
 
 def _hint(prompt: Any) -> str:

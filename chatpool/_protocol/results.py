@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, Union
 
 from chatpool.errors import CallError
 
 Parse = Callable[[str], Any]
+PathLike = Union[str, "os.PathLike[str]"]
 
 
 @dataclass(frozen=True)

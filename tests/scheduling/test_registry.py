@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 
-from chatpool import ChatPool, NotSentError, PoolClosedError, _shared
+from chatpool import ChatPool, NotSentError, PoolClosedError
+from chatpool._scheduling import registry
 from chatpool.testing import FakeChatServer, RateLimit, Reply
 from tests.conftest import chatpool_threads, wait_until
 
@@ -170,8 +171,8 @@ def test_only_the_latest_are_kept(server):
     """A process that meets ever new settings does not collect connections for ever."""
     for number in range(30):
         travel(ChatPool(2, base_url=server.url, params={"n": number})).map(["a"])
-    assert len(_shared._kept) <= _shared._MOST
-    assert wait_until(lambda: server.open_connections <= _shared._MOST)
+    assert len(registry._kept) <= registry._MOST
+    assert wait_until(lambda: server.open_connections <= registry._MOST)
 
 
 def test_forked_child_has_a_core_of_its_own(server):
