@@ -161,7 +161,7 @@ class Mapper:
             from chatpool._files.journal import Journal, JournalView  # noqa: PLC0415 - few maps have one
 
         job = self._job
-        with Journal(self._journal) as journal:
+        with Journal(self._journal, deadline=job.deadline) as journal:
             view = JournalView(
                 journal, self._digest, job.parse, retries_failed=self._retries_failed, repeats=self._repeats
             )
