@@ -18,7 +18,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from .cancel import CancelScope
-from .fast_path import Plain, Replayed, head_of, is_open, receive, send
+from .fast_path import FastResponse, PrefixedStream, build_head, is_enabled, receive, send
 
 _MAX_IDLE = 4.0  # seconds; servers drop an idle connection after 5 (uvicorn, Node.js) or later
 _MOST_FOUND = 64  # addresses of which an adapter remembers what it found
@@ -32,7 +32,7 @@ _KEEP_ALIVE = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, 
 ]
 
 # The scope of the try that this thread makes now: connections are made far below Session.send, but in the same thread.
-present = threading.local()
+current = threading.local()
 
 
 class _Response(HTTPResponse):
@@ -48,7 +48,7 @@ class _Response(HTTPResponse):
         raise RemoteDisconnected("interim replies without end")
 
 
-class _Cuttable:
+class _AbortableConnection:
     """Tells the call that uses this connection which socket to cut, and when its phases begin."""
 
     response_class = _Response
@@ -60,11 +60,11 @@ class _Cuttable:
     _guard: socket.socket | None = None  # a second handle on the socket while it is being connected
 
     def connect(self) -> None:
-        scope: CancelScope | None = getattr(present, "scope", None)
+        scope: CancelScope | None = getattr(current, "scope", None)
         if scope is None:
             super().connect()  # type: ignore[misc]  # HTTPConnection's
             return
-        scope.set_timeout("connect", present.settings.connect_timeout)
+        scope.set_timeout("connect", current.settings.connect_timeout)
         try:
             super().connect()  # type: ignore[misc]
         finally:
@@ -76,7 +76,7 @@ class _Cuttable:
 
     def _new_conn(self) -> socket.socket:
         """Connect as urllib3 does, but so that it can be cut, and with one limit for all of a name's addresses."""
-        scope: CancelScope | None = getattr(present, "scope", None)
+        scope: CancelScope | None = getattr(current, "scope", None)
         if scope is None:
             sock: socket.socket = super()._new_conn()  # type: ignore[misc]
             return sock
@@ -92,7 +92,7 @@ class _Cuttable:
         return sock
 
     def putrequest(self, *args: Any, **kwargs: Any) -> None:
-        scope: CancelScope | None = getattr(present, "scope", None)
+        scope: CancelScope | None = getattr(current, "scope", None)
         if scope is not None and self.sock is not None:
             self._begin_request(scope)
         super().putrequest(*args, **kwargs)  # type: ignore[misc]
@@ -113,7 +113,7 @@ class _Cuttable:
             self._note_stale()
             raise
 
-    def exchange(self, scope: CancelScope, head: bytes, body: bytes) -> tuple[Plain | None, bytes]:
+    def exchange(self, scope: CancelScope, head: bytes, body: bytes) -> tuple[FastResponse | None, bytes]:
         """Send a plain request and receive the reply; see ``_plain.receive``."""
         self._begin_request(scope)
         self.sock.settimeout(self.timeout)
@@ -130,7 +130,7 @@ class _Cuttable:
 
     def hand_over(self, data: bytes, pool: Any) -> Any:
         """Have a reply that is not plain read by http.client and urllib3, from its first byte on."""
-        response = _Response(Replayed(self.sock, data), method="POST")  # type: ignore[arg-type]
+        response = _Response(PrefixedStream(self.sock, data), method="POST")  # type: ignore[arg-type]
         response.begin()
         if response.will_close:
             self.close()
@@ -149,12 +149,12 @@ class _Cuttable:
         )
 
     def _begin_request(self, scope: CancelScope) -> None:
-        scope.set_timeout("read", present.settings.read_timeout)
+        scope.set_timeout("read", current.settings.read_timeout)
         scope.attach(self.sock)
 
     def _note_stale(self) -> None:
         """A kept connection that dies before a byte of the reply was closed while it was idle."""
-        scope: CancelScope | None = getattr(present, "scope", None)
+        scope: CancelScope | None = getattr(current, "scope", None)
         if scope is not None and self.served:
             scope.is_stale = True
 
@@ -164,7 +164,7 @@ def _connect(scope: CancelScope, connection: Any) -> socket.socket:
     failure: OSError = socket.gaierror("the name has no address")
     family = urllib3.util.connection.allowed_gai_family()
     host = connection._dns_host.strip("[]")
-    found = present.look_up(scope, host, connection.port, family, socket.SOCK_STREAM)
+    found = current.look_up(scope, host, connection.port, family, socket.SOCK_STREAM)
     for kind, type_, protocol, _, address in found:
         sock = socket.socket(kind, type_, protocol)
         scope.attach(sock)
@@ -186,11 +186,11 @@ def _connect(scope: CancelScope, connection: Any) -> socket.socket:
     raise failure
 
 
-class _HTTPConnection(_Cuttable, HTTPConnection):  # type: ignore[misc]  # typeshed and urllib3 differ
+class _HTTPConnection(_AbortableConnection, HTTPConnection):  # type: ignore[misc]  # typeshed and urllib3 differ
     pass
 
 
-class _HTTPSConnection(_Cuttable, HTTPSConnection):  # type: ignore[misc]  # likewise
+class _HTTPSConnection(_AbortableConnection, HTTPSConnection):  # type: ignore[misc]  # likewise
     pass
 
 
@@ -203,9 +203,9 @@ class _Pool:
     proxy: Any
 
     def urlopen(self, method: str, url: str, body: Any = None, headers: Any = None, *args: Any, **how: Any) -> Any:
-        scope: CancelScope | None = getattr(present, "scope", None)
-        is_plain = scope is not None and self.proxy is None and isinstance(body, bytes) and is_open()
-        head = head_of(method, url, headers) if is_plain else None
+        scope: CancelScope | None = getattr(current, "scope", None)
+        is_plain = scope is not None and self.proxy is None and isinstance(body, bytes) and is_enabled()
+        head = build_head(method, url, headers) if is_plain else None
         if scope is None or head is None:
             return super().urlopen(method, url, body, headers, *args, **how)  # type: ignore[misc]
         connection = self._get_conn()
@@ -218,11 +218,11 @@ class _Pool:
 
     def _exchange(self, connection: Any, scope: CancelScope, head: bytes, body: bytes) -> Any:
         """Send a plain request and read its reply."""
-        connection.timeout = present.settings.connect_timeout
+        connection.timeout = current.settings.connect_timeout
         self._validate_conn(connection)  # type: ignore[attr-defined]
         if connection.sock is None:
             connection.connect()
-        connection.timeout = present.settings.read_timeout
+        connection.timeout = current.settings.read_timeout
         reply, rest = connection.exchange(scope, head, body)
         if reply is None:
             return connection.hand_over(rest, self)
@@ -234,7 +234,7 @@ class _Pool:
     def _get_conn(self, timeout: float | None = None) -> Any:
         connection = super()._get_conn(timeout)  # type: ignore[misc]  # HTTPConnectionPool's
         if connection.idle_since:
-            scope: CancelScope | None = getattr(present, "scope", None)
+            scope: CancelScope | None = getattr(current, "scope", None)
             if time.monotonic() - connection.idle_since > _MAX_IDLE or (scope is not None and scope.wants_fresh):
                 connection.close()
         return connection
@@ -242,7 +242,7 @@ class _Pool:
     def _put_conn(self, connection: Any) -> None:
         if connection is not None:
             connection.idle_since = time.monotonic()
-            scope: CancelScope | None = getattr(present, "scope", None)
+            scope: CancelScope | None = getattr(current, "scope", None)
             if scope is not None:
                 scope.attach(None)  # before another call can get this connection, and be cut with it
                 if scope.is_cut:
@@ -308,7 +308,7 @@ class PoolAdapter(HTTPAdapter):
         return target
 
     def build_response(self, request: Any, raw: Any) -> requests.Response:
-        response = _whole_response(self, request, raw) if isinstance(raw, Plain) else None
+        response = _whole_response(self, request, raw) if isinstance(raw, FastResponse) else None
         if response is None:
             response = super().build_response(request, raw)
         if response.is_redirect:
@@ -317,7 +317,7 @@ class PoolAdapter(HTTPAdapter):
         return response
 
 
-def _whole_response(adapter: HTTPAdapter, request: Any, raw: Plain) -> requests.Response:
+def _whole_response(adapter: HTTPAdapter, request: Any, raw: FastResponse) -> requests.Response:
     """Build what HTTPAdapter.build_response does, of a body that is there already."""
     response = requests.Response()
     response.status_code, response.reason, response.headers = raw.status, raw.reason, raw.headers

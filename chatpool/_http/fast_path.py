@@ -32,18 +32,18 @@ _BODILESS = (204, 304)
 # Who wants to see every request of a process patches these: Sentry the first two, OpenTelemetry the third.
 _WATCHED = ((HTTPConnection, "putrequest"), (HTTPConnection, "getresponse"), (HTTPConnectionPool, "urlopen"))
 _ORIGINALS = [getattr(owner, name) for owner, name in _WATCHED]
-_IS_OPEN = hasattr(urllib3, "BaseHTTPResponse") and all(  # which 1.26 has not
+_IS_ENABLED = hasattr(urllib3, "BaseHTTPResponse") and all(  # which 1.26 has not
     isinstance(function, FunctionType) and function.__code__.co_filename.endswith(("client.py", "connectionpool.py"))
     for function in _ORIGINALS
 )
 
 
-def is_open() -> bool:
+def is_enabled() -> bool:
     """Whether plain requests may be handled here: not with urllib3 1.26, and not while others watch the libraries."""
-    return _IS_OPEN and all(getattr(owner, name) is original for (owner, name), original in zip(_WATCHED, _ORIGINALS))
+    return _IS_ENABLED and all(getattr(owner, name) is original for (owner, name), original in zip(_WATCHED, _ORIGINALS))
 
 
-def head_of(method: str, target: str, headers: Mapping[str, str]) -> bytes | None:
+def build_head(method: str, target: str, headers: Mapping[str, str]) -> bytes | None:
     """Return the head of a request; None if it is not plain."""
     if "Host" not in headers or "Content-Length" not in headers or not all(map(_is_text, headers.values())):
         return None
@@ -69,7 +69,7 @@ def send(sock: Any, head: bytes, body: bytes) -> None:
     sock.sendall(body)
 
 
-class Plain:
+class FastResponse:
     """A plain reply, read to its end. Stands where urllib3's response does."""
 
     version = 11
@@ -90,7 +90,7 @@ class Plain:
         """The connection is back in its pool already."""
 
 
-def receive(recv: Callable[[int], bytes]) -> tuple[Plain | None, bytes]:
+def receive(recv: Callable[[int], bytes]) -> tuple[FastResponse | None, bytes]:
     """Receive a reply, by a socket's ``recv``; raise RemoteDisconnected, as http.client does, if there is none at all.
 
     Returns the reply and the bytes beyond it; if it is not plain, None and all that was received.
@@ -112,7 +112,7 @@ def receive(recv: Callable[[int], bytes]) -> tuple[Plain | None, bytes]:
     data = b"".join(pieces)
     if missing > 0:
         return None, data
-    reply = Plain(int(found[1]), (found[2] or b"").decode("latin-1"), found[3], data[found.end() : end])
+    reply = FastResponse(int(found[1]), (found[2] or b"").decode("latin-1"), found[3], data[found.end() : end])
     return reply, data[end:]
 
 
@@ -134,7 +134,7 @@ def _length(block: bytes) -> int | None:
     return int(lengths[0]) if int(lengths[0]) <= _LARGEST else None
 
 
-class Replayed(io.RawIOBase):
+class PrefixedStream(io.RawIOBase):
     """A socket's stream, with what was received put back in front. For http.client, which makes a file of it."""
 
     def __init__(self, sock: Any, data: bytes) -> None:

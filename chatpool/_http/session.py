@@ -24,9 +24,9 @@ from chatpool._protocol.settings import Settings
 from chatpool.errors import APIConnectionError, APITimeoutError, CallError, ConfigurationError, InvalidResponseError
 
 from .cancel import CancelScope
-from .connections import PoolAdapter, present, use_our_pools
+from .connections import PoolAdapter, current, use_our_pools
 from .failures import WHERE, forget_frames, judge_failure
-from .fast_path import Plain
+from .fast_path import FastResponse
 
 LookUp = Callable[..., list[Any]]  # socket.getaddrinfo, with the try's scope before its arguments
 
@@ -37,14 +37,14 @@ _CREDENTIAL_NAME = re.compile(r"auth|key|token|secret|password|cookie|sig", re.I
 _SHORTEST_SECRET = 8  # characters; blotting out shorter ones would blot out words
 
 # What belongs to a parent process is kept, never closed: closing could wait for a lock that nobody holds here.
-abandoned: list[object] = []
+inherited_from_parent: list[object] = []
 
 # In which process adapters of users' making were put to use. One that comes from elsewhere may hold connections which
 # another process uses, too.
-_homes: weakref.WeakKeyDictionary[HTTPAdapter, int] = weakref.WeakKeyDictionary()
-_FIRST_HOME = os.getpid()  # in which nothing can be inherited from a user of this module
+_adapter_pids: weakref.WeakKeyDictionary[HTTPAdapter, int] = weakref.WeakKeyDictionary()
+_IMPORT_PID = os.getpid()  # in which nothing can be inherited from a user of this module
 # The transports that send through a Session of the user's, each with its process and address.
-_sharers: weakref.WeakKeyDictionary[requests.Session, set[tuple[int, str, int]]] = weakref.WeakKeyDictionary()
+_users_of_session: weakref.WeakKeyDictionary[requests.Session, set[tuple[int, str, int]]] = weakref.WeakKeyDictionary()
 
 
 class _Bearer(AuthBase):
@@ -87,7 +87,7 @@ class Transport:
             self.session.close()
             return
         # Of two pools on one Session the later's adapter serves both; the last to leave closes it.
-        sharers, me = _sharers.setdefault(self.session, set()), self._share
+        sharers, me = _users_of_session.setdefault(self.session, set()), self._share
         sharers.discard(me)
         mounted = self.session.get_adapter(self._settings.chat_url)
         is_last = all(share[:2] != me[:2] for share in list(sharers))
@@ -106,7 +106,7 @@ class Transport:
         request = self._request(path, payload)
         failure: CallError | None = None
         scope.set_timeout("connect", self._settings.connect_timeout + self._settings.read_timeout)
-        present.scope, present.settings, present.look_up = scope, self._settings, self._look_up
+        current.scope, current.settings, current.look_up = scope, self._settings, self._look_up
         try:
             response = self.session.send(request, **self._options)
             reply = self._read(response)
@@ -118,7 +118,7 @@ class Transport:
             failure = self._translate(error, scope)
             forget_frames(error)
         finally:
-            del present.scope
+            del current.scope
             is_cut = scope.end()
         # Raised outside the except block: requests' errors carry the request, and the request the key.
         if is_cut:
@@ -136,15 +136,15 @@ class Transport:
             prefix = url.split("://")[0] + "://" if self._is_own else settings.shown_url
             self.session.mount(prefix, self._adapter)
         elif isinstance(found, HTTPAdapter):
-            if _homes.get(found) != os.getpid() and (len(found.poolmanager.pools) or found.proxy_manager):
-                if os.getpid() != _FIRST_HOME:
-                    abandoned.append((found.poolmanager, found.proxy_manager))
+            if _adapter_pids.get(found) != os.getpid() and (len(found.poolmanager.pools) or found.proxy_manager):
+                if os.getpid() != _IMPORT_PID:
+                    inherited_from_parent.append((found.poolmanager, found.proxy_manager))
                 vars(HTTPAdapter)["__setstate__"](found, vars(HTTPAdapter)["__getstate__"](found))
-            _homes[found] = os.getpid()
+            _adapter_pids[found] = os.getpid()
             use_our_pools(found.poolmanager)
         if not self._is_own:
             self._share = (os.getpid(), settings.shown_url, id(self))
-            _sharers.setdefault(self.session, set()).add(self._share)
+            _users_of_session.setdefault(self.session, set()).add(self._share)
 
     def _prepare_template(self, path: str) -> requests.PreparedRequest:
         settings = self._settings
@@ -189,7 +189,7 @@ class Transport:
     def _read(self, response: requests.Response) -> Reply:
         ok = response.status_code == 200
         body, shown = bytearray(), self._settings.shown_url
-        if ok and isinstance(response.raw, Plain):
+        if ok and isinstance(response.raw, FastResponse):
             return Reply(200, response.headers, response.content, self.redact, shown)
         try:
             for piece in _pieces(response):

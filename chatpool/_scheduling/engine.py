@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from typing import Any, Callable
 
 from chatpool._http.resolver import Resolver
-from chatpool._http.session import Session, Transport, abandoned
+from chatpool._http.session import Session, Transport, inherited_from_parent
 from chatpool._protocol.results import ChatResult
 from chatpool._protocol.settings import Settings
 from chatpool.errors import ConfigurationError, NotSentError, PoolClosedError
@@ -171,7 +171,7 @@ def _release(pid: int, transport: Transport) -> None:
     if os.getpid() == pid:
         transport.close()
     else:
-        abandoned.append(transport)
+        inherited_from_parent.append(transport)
 
 
 def _give_up_at_exit() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from chatpool import ChatPool
-from chatpool._http.fast_path import is_open
+from chatpool._http.fast_path import is_enabled
 from chatpool.testing import Reply
 
 KEY = "sk-secret-of-ours"
@@ -123,13 +123,13 @@ def test_two_callers_of_one_pool_keep_their_traces_apart(pool, tracer, instrumen
     assert [parents.count(caller.context.span_id) for caller in callers] == [10, 10]
 
 
-@pytest.mark.skipif(not is_open(), reason="with urllib3 1.26 the libraries do it all")
+@pytest.mark.skipif(not is_enabled(), reason="with urllib3 1.26 the libraries do it all")
 def test_only_urllib3s_instrumentation_closes_the_short_way(instrument):
     """requests' is above it; urllib3's would not see what goes round urlopen, so then nothing does."""
     instrument("requests")
-    assert is_open()
+    assert is_enabled()
     instrument("urllib3")
-    assert not is_open()
+    assert not is_enabled()
 
 
 # Mocks. What responses sees stands in tests/protocol/test_conversation.py.

@@ -9,7 +9,7 @@ import requests
 
 import chatpool._http.connections
 from chatpool import ChatPool
-from chatpool._http.fast_path import head_of, is_open, receive
+from chatpool._http.fast_path import build_head, is_enabled, receive
 from chatpool.testing import FakeChatServer, Raw
 
 BODY = b'{"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}]}'
@@ -61,7 +61,7 @@ def outcome(raw, step):
 @pytest.mark.parametrize("kind", REPLIES)
 def test_both_ways_see_the_same(kind, step, monkeypatch):
     here = outcome(REPLIES[kind], step)
-    monkeypatch.setattr(chatpool._http.connections, "is_open", lambda: False)
+    monkeypatch.setattr(chatpool._http.connections, "is_enabled", lambda: False)
     assert here == outcome(REPLIES[kind], step)
 
 
@@ -84,10 +84,10 @@ def test_headers_of_one_name_are_joined():
 @pytest.mark.parametrize("value", ["a\r\nX-Evil: 1", "a\nb", "a\rb", "\u20ac"])
 def test_header_that_would_break_out_is_not_sent_here(value):
     """http.client refuses those, and shall."""
-    assert head_of("POST", "/v1/chat/completions", {"Host": "h", "Content-Length": "1", "X": value}) is None
+    assert build_head("POST", "/v1/chat/completions", {"Host": "h", "Content-Length": "1", "X": value}) is None
 
 
-needs_plain = pytest.mark.skipif(not is_open(), reason="with urllib3 1.26 the libraries do it all")
+needs_plain = pytest.mark.skipif(not is_enabled(), reason="with urllib3 1.26 the libraries do it all")
 
 
 @needs_plain

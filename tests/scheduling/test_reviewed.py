@@ -310,7 +310,7 @@ def test_cut_after_the_last_byte_leaves_the_connection_alone(server, monkeypatch
 
     def check(self, connection):
         put(self, connection)
-        seen.append(module.present.scope._socket)
+        seen.append(module.current.scope._socket)
 
     monkeypatch.setattr(module._HTTPPool, "_put_conn", check)
     with ChatPool(1, base_url=server.url) as pool:
