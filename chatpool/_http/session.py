@@ -6,8 +6,9 @@ import os
 import re
 import warnings
 import weakref
+import zlib
 from collections.abc import Iterator, Mapping
-from http.client import HTTPException, IncompleteRead
+from http.client import HTTPException
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Callable
 from urllib.parse import unquote_plus, urlsplit
@@ -24,13 +25,16 @@ from chatpool._protocol.settings import Settings
 from chatpool.errors import APIConnectionError, APITimeoutError, CallError, ConfigurationError, InvalidResponseError
 
 from .cancel import CancelScope
-from .connections import PoolAdapter, current, use_our_pools
-from .failures import WHERE, forget_frames, judge_failure
-from .fast_path import FastResponse
+from .connections import current
+from .environment import find_route, resolve_environment
+from .failures import causes, forget_frames, judge_failure, proxy_refusal
+from .fast_path import FastResponse, copy_headers
+from .framing import MAX_BODY, BodyTooLarge, MalformedReply
+from .pools import PoolAdapter, use_our_pools
+from .repeats import RepeatedReply
 
 LookUp = Callable[..., list[Any]]  # socket.getaddrinfo, with the try's scope before its arguments
 
-MAX_ANSWER = 64 * 2**20  # bytes of one answer, decompressed
 _MAX_ERROR_BODY = 64 * 2**10  # bytes read of an error's body
 _PIECE = 64 * 2**10  # bytes read at a time
 _CREDENTIAL_NAME = re.compile(r"auth|key|token|secret|password|cookie|sig", re.IGNORECASE)
@@ -69,7 +73,7 @@ class Transport:
     """
 
     def __init__(self, settings: Settings, session: requests.Session | None, user_agent: str, look_up: LookUp) -> None:
-        self._settings, self._look_up = settings, look_up
+        self._settings, self._look_up, self._shown_url = settings, look_up, settings.shown_url
         self._is_own = session is None
         self.session = _new_session() if session is None else session
         self._mount(settings)
@@ -77,7 +81,13 @@ class Transport:
         self._user_agent = user_agent
         self._templates = {CHAT_PATH: self._prepare_template(CHAT_PATH)}
         self._secrets += _secrets_in(self._templates[CHAT_PATH].headers)
-        self._options = self._resolve_environment(settings)
+        self._options = {
+            **resolve_environment(self.session, settings.chat_url, is_loopback=settings.is_loopback),
+            "stream": True,
+            "allow_redirects": False,
+            "timeout": (settings.connect_timeout, settings.read_timeout),
+        }
+        self._route = find_route(settings.chat_url, settings.shown_url, self._options["proxies"])
         self._auth_each_time = None if settings.api_key or self._is_own else self.session.auth
         _warn_of_plain_http(settings)
 
@@ -107,9 +117,11 @@ class Transport:
         failure: CallError | None = None
         scope.set_timeout("connect", self._settings.connect_timeout + self._settings.read_timeout)
         current.scope, current.settings, current.look_up = scope, self._settings, self._look_up
+        current.asked, current.is_repeated = zlib.crc32(payload), False
         try:
-            response = self.session.send(request, **self._options)
-            reply = self._read(response)
+            reply = self._read(self.session.send(request, **self._options))
+            if current.is_repeated:
+                raise RepeatedReply("the server sent the previous reply again")
         except CallError as error:
             failure = error
         except (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError) as error:
@@ -160,26 +172,13 @@ class Transport:
         except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
             raise ConfigurationError(f"base_url or headers cannot be used: {self.redact(str(error))}") from None
 
-    def _resolve_environment(self, settings: Settings) -> dict[str, Any]:
-        """Proxies and CA bundle, once. requests would read the whole environment for each call."""
-        session, url = self.session, settings.chat_url
-        # requests lets REQUESTS_CA_BUNDLE override a Session's own verify (psf/requests#3829); told outright it holds.
-        verify = None if session.verify is True else session.verify
-        found = session.merge_environment_settings(url, {}, True, verify, None)
-        if settings.is_loopback:
-            found["proxies"] = dict(session.proxies)
-        if isinstance(found["verify"], str) and not os.path.exists(found["verify"]):
-            raise ConfigurationError(f"no CA bundle at {found['verify']!r}; mend REQUESTS_CA_BUNDLE or verify")
-        timeout = (settings.connect_timeout, settings.read_timeout)
-        return {**found, "stream": True, "allow_redirects": False, "timeout": timeout}
-
     def _request(self, path: str, payload: bytes) -> requests.PreparedRequest:
         template = self._templates.get(path)
         if template is None:
             template = self._templates[path] = self._prepare_template(path)
         request = requests.PreparedRequest()  # its own copy() would copy a cookie jar, too
         request.method, request.url, request.hooks = template.method, template.url, template.hooks
-        request.headers = template.headers.copy()
+        request.headers = copy_headers(template.headers)
         request.body = payload
         request.headers["Content-Length"] = str(len(payload))
         if self._auth_each_time is not None:  # it may sign the body
@@ -187,38 +186,42 @@ class Transport:
         return request
 
     def _read(self, response: requests.Response) -> Reply:
-        ok = response.status_code == 200
-        body, shown = bytearray(), self._settings.shown_url
+        """Read the reply: all of an answer, of an error's body as much as can be had."""
+        status, ok = response.status_code, 200 <= response.status_code < 300
+        if status == 407 and self._route.proxy is not None:
+            response.close()
+            raise APIConnectionError(proxy_refusal(self._route), code="proxy_authentication")
         if ok and isinstance(response.raw, FastResponse):
-            return Reply(200, response.headers, response.content, self.redact, shown)
+            return Reply(status, response.headers, response.content, self.redact, self._shown_url)
+        body, limit = bytearray(), MAX_BODY if ok else _MAX_ERROR_BODY
+        is_too_large = False
         try:
             for piece in _pieces(response):
                 body += piece
-                if len(body) > (MAX_ANSWER if ok else _MAX_ERROR_BODY):
+                if len(body) > limit:
+                    is_too_large = True
                     break
-            else:
-                if ok:
-                    _check_length(response, len(body))
-                return Reply(response.status_code, response.headers, bytes(body), self.redact, shown)
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError):
-            if ok:
+        except (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError) as error:
+            is_too_large = any(isinstance(cause, BodyTooLarge) for cause in causes(error))
+            if ok and not is_too_large:
                 raise
+        except ValueError as error:  # urllib3's, of a body that it cannot read
+            if ok:
+                raise MalformedReply(f"{error}") from error
         finally:
             response.close()  # what was not read to its end is closed, never reused
-        if ok:
-            told = f"the answer is larger than {MAX_ANSWER // 2**20} MiB"
-            raise InvalidResponseError(told, status_code=200, code="too_large")
-        return Reply(response.status_code, response.headers, bytes(body[:_MAX_ERROR_BODY]), self.redact, shown)
+        if ok and is_too_large:
+            message = f"the answer is larger than {MAX_BODY // 2**20} MiB"
+            raise InvalidResponseError(message, status_code=status, code="too_large")
+        return Reply(status, response.headers, bytes(body[:limit]), self.redact, self._shown_url)
 
     def _translate(self, error: BaseException, scope: CancelScope) -> CallError:
-        kind, code, told = judge_failure(error)
+        kind, code, message = judge_failure(error, self._route)
         if kind is APITimeoutError:
             return scope.timeout_error()
-        if code in WHERE:
-            told = f"{told} ({self._settings.shown_url})"
         if scope.is_stale and kind is APIConnectionError:
-            code, told = "stale_connection", "the server had closed the kept connection"
-        return kind(self.redact(told), code=code)
+            code, message = "stale_connection", "the server had closed the kept connection"
+        return kind(self.redact(message), code=code)
 
 
 def _new_session() -> requests.Session:
@@ -254,13 +257,6 @@ def _pieces(response: requests.Response) -> Iterator[bytes]:
     pieces: Iterator[bytes | str] = response.iter_content(_PIECE)
     for piece in pieces:
         yield piece if isinstance(piece, bytes) else piece.encode()
-
-
-def _check_length(response: requests.Response, length: int) -> None:
-    """urllib3 1.26 takes a body cut short for a whole one."""
-    declared = response.headers.get("content-length", "")
-    if "content-encoding" not in response.headers and declared.isdecimal() and int(declared) > length:
-        raise IncompleteRead(b"", int(declared) - length)
 
 
 def _is_of_the_wire(error: BaseException) -> bool:

@@ -7,7 +7,7 @@ import http.client
 import pytest
 import requests
 
-import chatpool._http.connections
+import chatpool._http.pools
 from chatpool import ChatPool
 from chatpool._http.fast_path import build_head, is_enabled, receive
 from chatpool.testing import FakeChatServer, Raw
@@ -61,7 +61,7 @@ def outcome(raw, step):
 @pytest.mark.parametrize("kind", REPLIES)
 def test_both_ways_see_the_same(kind, step, monkeypatch):
     here = outcome(REPLIES[kind], step)
-    monkeypatch.setattr(chatpool._http.connections, "is_enabled", lambda: False)
+    monkeypatch.setattr(chatpool._http.pools, "is_enabled", lambda: False)
     assert here == outcome(REPLIES[kind], step)
 
 

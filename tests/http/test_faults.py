@@ -219,7 +219,7 @@ def test_f08_kept_connection_closed_as_it_is_reused(server, fault):
 def test_f09_connection_idle_for_long_is_not_reused(server, pool, monkeypatch):
     """Servers drop idle connections; a new one costs less than a request lost."""
     assert is_well(pool)
-    monkeypatch.setattr("chatpool._http.connections._MAX_IDLE", 0.0)
+    monkeypatch.setattr("chatpool._http.pools._MAX_IDLE", 0.0)
     assert is_well(pool)
     assert server.connections == 4
 
