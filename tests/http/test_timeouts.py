@@ -226,17 +226,6 @@ def test_close_ends_calls_that_wait_for_anything(server):
     assert {type(future.result(0).error) for future in futures} == {NotSentError}
 
 
-def test_certificate_that_does_not_verify_stops_the_map(authority):
-    """Tried once, not again; the rest is not sent. verify stays on."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("localhost").configure_cert(context)
-    with FakeChatServer(tls=context) as server, ChatPool(2, base_url=server.url) as pool:
-        answers = pool.map(["a"] * 50)
-        assert server.requests == []
-    assert {type(result.error) for result in answers.results} == {APIConnectionError, NotSentError}
-    assert answers.results[0].error.code == "certificate_verify_failed"
-
-
 def test_custom_ca_bundle_through_a_session(authority, tmp_path, monkeypatch):
     """The Session's own bundle counts, also against one that the environment names."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
