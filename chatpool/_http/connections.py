@@ -108,7 +108,7 @@ class AbortableConnection:
         self.reply = getattr(response, "_original_response", response)
         return response
 
-    def exchange(self, scope: CancelScope, head: bytes, body: bytes) -> tuple[FastResponse | None, bytes]:
+    def exchange(self, scope: CancelScope, head: bytes, body: bytes) -> FastResponse | bytes:
         """Send a simple request and receive the reply; see ``fast_path.receive``."""
         self._begin_request(scope)
         # The scope's limits hold without the socket's, for which Python polls before each send and receive.
@@ -117,11 +117,12 @@ class AbortableConnection:
         try:
             with contextlib.suppress(*_HANG_UPS):  # as in send() above
                 send(self.sock, head, body)
-            self.reply, rest = receive(self.sock.recv)
+            reply = receive(self.sock.recv)
         except _HANG_UPS:
             self._note_stale()
             raise
-        return self.reply, rest
+        self.reply = reply if isinstance(reply, FastResponse) else None
+        return reply
 
     def hand_over(self, received: bytes, pool: Any) -> Any:
         """Have a reply that is not simple read by http.client and urllib3, from its first byte on."""
@@ -144,9 +145,11 @@ class AbortableConnection:
         )
 
     def note_reply(self, asked: int) -> Seen | None:
-        """Note the reply that was read; return None if more came than that, or less."""
+        """Note the reply that was read, and close the connection if that was its last; return None if there is none."""
         reply, self.reply = self.reply, None
         summary = None if reply is None else reply.summary()
+        if reply is None or summary is None or reply.is_last:
+            self.close()
         self.last = None if summary is None else Seen(asked, *summary)
         return self.last
 

@@ -86,7 +86,7 @@ class FastResponse:
 
     def __init__(self, status: int, reason: str, block: bytes, body: bytes) -> None:
         self.status, self.reason, self.headers, self.whole_body = status, reason, _headers(block), body
-        self.keeps_alive = _CLOSES.search(block) is None  # the connection may be used again
+        self.is_last = _CLOSES.search(block) is not None  # the connection cannot be used again
         self._block = block
         self._rest: io.BytesIO | None = None
 
@@ -106,10 +106,10 @@ class FastResponse:
         return self.status, zlib.crc32(self.whole_body), b'"id"' in self.whole_body, self._block
 
 
-def receive(recv: Callable[[int], bytes]) -> tuple[FastResponse | None, bytes]:
+def receive(recv: Callable[[int], bytes]) -> FastResponse | bytes:
     """Receive a reply, by a socket's ``recv``; raise RemoteDisconnected, as http.client does, if there is none at all.
 
-    Returns the reply and the bytes beyond it; if it is not simple, None and all that was received.
+    Returns the reply; if it is not simple, all that was received.
     """
     data = recv(_PIECE)
     if not data:
@@ -119,7 +119,7 @@ def receive(recv: Callable[[int], bytes]) -> tuple[FastResponse | None, bytes]:
     found = _HEAD.match(data)
     length = _length(found[3]) if found else None
     if found is None or length is None or int(found[1]) in _BODILESS:
-        return None, data
+        return data
     end = found.end() + length
     pieces, missing = [data], end - len(data)
     while missing > 0 and (more := recv(min(missing, _PIECE))):
@@ -127,9 +127,10 @@ def receive(recv: Callable[[int], bytes]) -> tuple[FastResponse | None, bytes]:
         missing -= len(more)
     data = b"".join(pieces)
     if missing > 0:
-        return None, data
+        return data
     reply = FastResponse(int(found[1]), (found[2] or b"").decode("latin-1"), found[3], data[found.end() : end])
-    return reply, data[end:]
+    reply.is_last = reply.is_last or len(data) > end  # more would be taken for the next reply
+    return reply
 
 
 def _store_of(headers: Any) -> dict[str, tuple[str, str]]:

@@ -68,9 +68,14 @@ class Response(HTTPResponse):
         self.fp = self.body = Body(self._head.file, None if self.chunked else self.length, self.chunked, encoding)  # type: ignore[assignment]
         self.chunked, self.length = False, None
 
+    @property
+    def is_last(self) -> bool:
+        """Whether the connection cannot be used again."""
+        return self.body is None or self.body.has_rest
+
     def summary(self) -> tuple[int, int, bool, bytes] | None:
         """Return status, checksum, whether the body holds an id, and head; None if it was not read to its end."""
-        if self.body is None or not self.body.is_whole:
+        if self.body is None or not self.body.is_read:
             return None
         head = "".join(f"{name}: {value}\r\n" for name, value in self.headers.items())
         return self.status, self.body.checksum, self.body.has_id, head.encode("latin-1", "replace")
@@ -85,7 +90,8 @@ class Body(io.RawIOBase):
         self._rest = b""
         self._size = 0
         self.checksum, self.has_id = 0, False
-        self.is_whole = False  # it was read to its end, and there is nothing behind it
+        self.is_read = False  # to its end
+        self.has_rest = False  # there is more behind it
 
     def readable(self) -> bool:
         """It is."""
@@ -106,7 +112,7 @@ class Body(io.RawIOBase):
     def _next_piece(self) -> bytes:
         piece = next(self._pieces, b"")
         if not piece:
-            self.is_whole = not _has_more(self._file)
+            self.is_read, self.has_rest = True, _has_more(self._file)
         self.checksum, self.has_id = zlib.crc32(piece, self.checksum), self.has_id or b'"id"' in piece
         self._size += len(piece)
         if self._size > MAX_BODY:

@@ -80,11 +80,9 @@ class _Pool:
             self._validate_conn(connection)  # type: ignore[attr-defined]
         if connection.sock is None:
             connection.connect()
-        reply, rest = connection.exchange(scope, head, body)
-        if reply is None:
-            return connection.hand_over(rest, self)
-        if rest or not reply.keeps_alive:  # bytes that nobody asked for would be taken for the next reply
-            connection.close()
+        reply = connection.exchange(scope, head, body)
+        if isinstance(reply, bytes):
+            return connection.hand_over(reply, self)
         self._put_conn(connection)
         return reply
 
@@ -109,11 +107,9 @@ class _Pool:
         super()._put_conn(connection)  # type: ignore[misc]
 
     def _check(self, connection: Any) -> None:
-        """Close a connection that is out of step with its server."""
+        """Close a connection on which the server may be out of step."""
         last, seen = connection.last, connection.note_reply(current.asked)
-        if seen is None:
-            connection.close()
-        elif self._repeats.are_found(last, seen):
+        if seen is not None and self._repeats.are_found(last, seen):
             connection.close()
             current.is_repeated = is_harmful(last, seen)
 

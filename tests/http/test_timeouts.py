@@ -13,7 +13,7 @@ import pytest
 import requests
 import trustme
 
-from chatpool import APIConnectionError, APITimeoutError, ChatPool, DeadlineError, NotSentError
+from chatpool import APITimeoutError, ChatPool, DeadlineError, NotSentError
 from chatpool.testing import FakeChatServer, Reply
 from tests.conftest import chatpool_threads, wait_until
 

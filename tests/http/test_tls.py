@@ -56,13 +56,16 @@ def trusted_server(tls_server, bundle, monkeypatch):
 def changes(monkeypatch):
     """The names of the methods that changed a client's context, in turn."""
     seen = []
-    for name in ("load_verify_locations", "load_cert_chain", "load_default_certs", "set_alpn_protocols"):
 
-        def change(self, *args, name=name, real=getattr(ssl.SSLContext, name), **kwargs):
+    def record(name, real):
+        def change(self, *args, **kwargs):
             seen.append(name)
             return real(self, *args, **kwargs)
 
         monkeypatch.setattr(ssl.SSLContext, name, change)
+
+    for name in ("load_verify_locations", "load_cert_chain", "load_default_certs", "set_alpn_protocols"):
+        record(name, getattr(ssl.SSLContext, name))
     return seen
 
 
