@@ -46,9 +46,9 @@ def find_route(url: str, shown_url: str, proxies: Mapping[str, str]) -> Route:
     shown = proxy.rpartition("@")[2]
     try:
         parts = parse_url(prepend_scheme_if_needed(proxy, "http"))  # type: ignore[no-untyped-call]
-    except ValueError:
+    except (ValueError, TypeError):  # requests' of one that holds a password and no host
         parts = Url()
-    if parts.scheme not in _PROXY_SCHEMES or not parts.host:
+    if parts.scheme not in _PROXY_SCHEMES or not parts.host or parts.path not in (None, "", "/"):
         raise ConfigurationError(
             f"the proxy {shown!r} is not an address such as http://host:port; "
             "fix HTTPS_PROXY, HTTP_PROXY, ALL_PROXY or session.proxies"

@@ -185,7 +185,7 @@ class PoolAdapter(HTTPAdapter):
         if response is None:
             response = super().build_response(request, raw)
         if response.is_redirect:
-            # Session.send would read the whole body of a redirect, only to tell where it leads.
+            # Session.send would read the whole body of a redirect, only to say where it leads.
             response.headers["x-chatpool-location"] = response.headers.pop("location")
         return response
 

@@ -28,7 +28,7 @@ class Seen(NamedTuple):
     head: bytes
 
     def mark(self) -> Any:
-        """Return what tells this reply from others; None if it holds no id, so that nothing does."""
+        """Return what distinguishes this reply from others; None if it holds no id."""
         ids = tuple(_IDS.findall(self.head))
         return (self.status, self.checksum, ids) if ids or self.has_id else None
 

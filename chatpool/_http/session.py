@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 import warnings
 import weakref
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from http.client import HTTPException
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Callable
-from urllib.parse import unquote_plus, urlsplit
+from urllib.parse import urlsplit
 
 import requests
 import urllib3
@@ -31,22 +30,22 @@ from .failures import causes, forget_frames, judge_failure, proxy_refusal
 from .fast_path import FastResponse, copy_headers
 from .framing import MAX_BODY, BodyTooLarge, MalformedReply
 from .pools import PoolAdapter, use_our_pools
+from .redaction import Redactor, redact_urllib3_log, secrets_in, secrets_of_query
 from .repeats import RepeatedReply
 
-LookUp = Callable[..., list[Any]]  # socket.getaddrinfo, with the try's scope before its arguments
+LookUp = Callable[..., list[Any]]  # socket.getaddrinfo, with the attempt's scope before its arguments
 
 _MAX_ERROR_BODY = 64 * 2**10  # bytes read of an error's body
 _PIECE = 64 * 2**10  # bytes read at a time
-_CREDENTIAL_NAME = re.compile(r"auth|key|token|secret|password|cookie|sig", re.IGNORECASE)
-_SHORTEST_SECRET = 8  # characters; blotting out shorter ones would blot out words
 
-# What belongs to a parent process is kept, never closed: closing could wait for a lock that nobody holds here.
+# Objects inherited through fork() are kept alive and never closed: their locks may be held by threads that do not exist
+# here.
 inherited_from_parent: list[object] = []
 
-# In which process adapters of users' making were put to use. One that comes from elsewhere may hold connections which
-# another process uses, too.
+# The process in which each user's adapter was first used. One from another process may hold connections that are still
+# used there.
 _adapter_pids: weakref.WeakKeyDictionary[HTTPAdapter, int] = weakref.WeakKeyDictionary()
-_IMPORT_PID = os.getpid()  # in which nothing can be inherited from a user of this module
+_IMPORT_PID = os.getpid()  # nothing was inherited there
 # The transports that send through a Session of the user's, each with its process and address.
 _users_of_session: weakref.WeakKeyDictionary[requests.Session, set[tuple[int, str, int]]] = weakref.WeakKeyDictionary()
 
@@ -77,10 +76,13 @@ class Transport:
         self._is_own = session is None
         self.session = _new_session() if session is None else session
         self._mount(settings)
-        self._secrets = settings.secrets + _secrets_of_query(settings.base_url)
         self._user_agent = user_agent
+        in_query = secrets_of_query(settings.base_url)
+        self.redact = Redactor(settings.secrets + in_query)
         self._templates = {CHAT_PATH: self._prepare_template(CHAT_PATH)}
-        self._secrets += _secrets_in(self._templates[CHAT_PATH].headers)
+        self.redact = Redactor(settings.secrets + in_query + secrets_in(self._templates[CHAT_PATH].headers))
+        if in_query:
+            redact_urllib3_log(self.redact)
         self._options = {
             **resolve_environment(self.session, settings.chat_url, is_loopback=settings.is_loopback),
             "stream": True,
@@ -97,19 +99,13 @@ class Transport:
             self.session.close()
             return
         # Of two pools on one Session the later's adapter serves both; the last to leave closes it.
-        sharers, me = _users_of_session.setdefault(self.session, set()), self._share
-        sharers.discard(me)
+        users, me = _users_of_session.setdefault(self.session, set()), self._as_user
+        users.discard(me)
         mounted = self.session.get_adapter(self._settings.chat_url)
-        is_last = all(share[:2] != me[:2] for share in list(sharers))
+        is_last = all(user[:2] != me[:2] for user in list(users))
         for adapter in (self._adapter, mounted):
             if isinstance(adapter, PoolAdapter) and (is_last or adapter is not mounted):
                 adapter.close()
-
-    def redact(self, text: str) -> str:
-        """Blot the secrets out of a text."""
-        for secret in self._secrets:
-            text = text.replace(secret, "[redacted]")
-        return text
 
     def send(self, path: str, payload: bytes, scope: CancelScope) -> Reply:
         """Send a request and read the whole reply; raise the CallError that says why there is none."""
@@ -140,12 +136,12 @@ class Transport:
         return reply
 
     def _mount(self, settings: Settings) -> None:
-        """Put our adapter in place of requests' own; one of the user's making stays."""
+        """Replace requests' own adapter by ours; the user's own kind of adapter stays."""
         url = settings.chat_url
         self._adapter = PoolAdapter(settings.max_workers)
         found = self.session.get_adapter(url)
         if type(found) in (HTTPAdapter, PoolAdapter):
-            prefix = url.split("://")[0] + "://" if self._is_own else settings.shown_url
+            prefix = url.split("://")[0] + "://" if self._is_own else self._shown_url
             self.session.mount(prefix, self._adapter)
         elif isinstance(found, HTTPAdapter):
             if _adapter_pids.get(found) != os.getpid() and (len(found.poolmanager.pools) or found.proxy_manager):
@@ -155,8 +151,8 @@ class Transport:
             _adapter_pids[found] = os.getpid()
             use_our_pools(found.poolmanager)
         if not self._is_own:
-            self._share = (os.getpid(), settings.shown_url, id(self))
-            _users_of_session.setdefault(self.session, set()).add(self._share)
+            self._as_user = (os.getpid(), self._shown_url, id(self))
+            _users_of_session.setdefault(self.session, set()).add(self._as_user)
 
     def _prepare_template(self, path: str) -> requests.PreparedRequest:
         settings = self._settings
@@ -191,29 +187,15 @@ class Transport:
         if status == 407 and self._route.proxy is not None:
             response.close()
             raise APIConnectionError(proxy_refusal(self._route), code="proxy_authentication")
-        if ok and isinstance(response.raw, FastResponse):
+        if isinstance(response.raw, FastResponse):
             return Reply(status, response.headers, response.content, self.redact, self._shown_url)
-        body, limit = bytearray(), MAX_BODY if ok else _MAX_ERROR_BODY
-        is_too_large = False
-        try:
-            for piece in _pieces(response):
-                body += piece
-                if len(body) > limit:
-                    is_too_large = True
-                    break
-        except (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError) as error:
-            is_too_large = any(isinstance(cause, BodyTooLarge) for cause in causes(error))
-            if ok and not is_too_large:
-                raise
-        except ValueError as error:  # urllib3's, of a body that it cannot read
-            if ok:
-                raise MalformedReply(f"{error}") from error
-        finally:
-            response.close()  # what was not read to its end is closed, never reused
-        if ok and is_too_large:
-            message = f"the answer is larger than {MAX_BODY // 2**20} MiB"
-            raise InvalidResponseError(message, status_code=status, code="too_large")
-        return Reply(status, response.headers, bytes(body[:limit]), self.redact, self._shown_url)
+        body, failure = _read_body(response, MAX_BODY if ok else _MAX_ERROR_BODY)
+        if ok and failure is not None:
+            if any(isinstance(cause, BodyTooLarge) for cause in causes(failure)):
+                message = f"the answer is larger than {MAX_BODY // 2**20} MiB"
+                raise InvalidResponseError(message, status_code=status, code="too_large")
+            raise failure
+        return Reply(status, response.headers, body, self.redact, self._shown_url)
 
     def _translate(self, error: BaseException, scope: CancelScope) -> CallError:
         kind, code, message = judge_failure(error, self._route)
@@ -230,27 +212,31 @@ def _new_session() -> requests.Session:
     return session
 
 
-def _secrets_in(headers: Mapping[str, str]) -> list[str]:
-    """Return the values of headers that hold credentials by their names, and what follows a scheme in them."""
-    values = [str(value) for name, value in headers.items() if _CREDENTIAL_NAME.search(name)]
-    return [
-        secret for value in values for secret in (value, value.partition(" ")[2]) if len(secret) >= _SHORTEST_SECRET
-    ]
-
-
-def _secrets_of_query(url: str) -> list[str]:
-    """Return the values of a query's fields that hold credentials by their names, as they stand there and decoded."""
-    fields = [field.partition("=") for field in urlsplit(url).query.split("&")]
-    values = [value for name, _, value in fields if _CREDENTIAL_NAME.search(name)]
-    return [secret for value in values for secret in (value, unquote_plus(value)) if len(secret) >= _SHORTEST_SECRET]
-
-
 def _warn_of_plain_http(settings: Settings) -> None:
     if settings.secrets and settings.base_url.startswith("http://") and not settings.is_loopback:
         warnings.warn(
             f"the API key goes over plain http to {settings.shown_url}; anyone on the way can read it: use https",
             stacklevel=2,
         )
+
+
+def _read_body(response: requests.Response, limit: int) -> tuple[bytes, Exception | None]:
+    """Read a body; return what could be had of it, and the reason if that is not all."""
+    body = bytearray()
+    failure: Exception | None = None
+    try:
+        for piece in _pieces(response):
+            body += piece
+            if len(body) > limit:
+                failure = BodyTooLarge()
+                break
+    except (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError) as error:
+        failure = error
+    except ValueError as error:  # urllib3's, of a body that makes no sense to it
+        failure = MalformedReply(str(error))
+    finally:
+        response.close()  # a connection whose reply was not read to its end is closed, never reused
+    return bytes(body[:limit]), failure
 
 
 def _pieces(response: requests.Response) -> Iterator[bytes]:

@@ -27,7 +27,7 @@ _MATCHES_NAMES = hasattr(urllib3, "BaseHTTPResponse")  # 1.26 does not have Open
 
 
 class SharedContext:
-    """An SSLContext that many threads use at once, in the place where urllib3 expects one of its own.
+    """An SSLContext that many threads use at once; urllib3 takes it for one of its own.
 
     urllib3 loads the bundle and sets ALPN again for each connection, and OpenSSL does not allow that while other
     threads read the context (openssl-threads(7)). Here a change is made once, before the first handshake that
