@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import gc
+import inspect
+import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import FunctionType
 from typing import Any
 
 import pytest
@@ -17,12 +21,33 @@ from tests.snippets import answer
 
 _VARIABLES = ["OPENAI_API_KEY", "OPENAI_BASE_URL", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "NETRC"]
 _PROXIES = ["http_proxy", "https_proxy", "all_proxy", "no_proxy"]
+# Windows has no fork, no signals between processes, no named pipes and no file modes.
+_POSIX = r"\b(fork|waitpid|mkfifo|killpg|pthread_kill|send_signal|SIG[A-Z]+|preexec_fn|S_IMODE|resource)\b|/dev/"
 
 
 def pytest_configure() -> None:
-    """Enable Ctrl-C, which some tests need: a shell that starts pytest in the background has it ignored."""
+    """Let Ctrl-C reach its tests even if a shell started pytest in the background, which ignores SIGINT."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On Windows, skip the tests that use features of POSIX."""
+    if sys.platform == "win32":
+        for item in items:
+            if isinstance(item, pytest.Function) and uses_posix(item.function):
+                item.add_marker(pytest.mark.skip(reason="uses fork, signals or other features of POSIX"))
+
+
+def uses_posix(test: FunctionType) -> bool:
+    """Whether the source of a test names a feature of POSIX, or a function or string of its module that does."""
+    sources = {
+        name: value if isinstance(value, str) else inspect.getsource(value)
+        for name, value in test.__globals__.items()
+        if isinstance(value, str) or (inspect.isfunction(value) and value.__module__ == test.__module__)
+    }
+    helpers = [rf"\b{name}\b" for name, source in sources.items() if re.search(_POSIX, source)]
+    return re.search("|".join([_POSIX, *helpers]), inspect.getsource(test)) is not None
 
 
 @pytest.fixture(autouse=True)

@@ -27,7 +27,7 @@ LAYERS = [
     {"report", "__main__"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
-HTTP = {"_http/session", "_http/connections", "_http/fast_path", "_http/failures"}
+HTTP = {f"_http/{name}" for name in ("session", "environment", "pools", "connections", "tls", "fast_path", "failures")}
 HOMES = {
     "requests": HTTP,
     "urllib3": HTTP,

@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from typing import Any, Callable
 
 from chatpool._http.resolver import Resolver
-from chatpool._http.session import Session, Transport, abandoned
+from chatpool._http.session import Session, Transport, inherited_from_parent
 from chatpool._protocol.request_builder import Request
 from chatpool._protocol.results import ChatResult
 from chatpool._protocol.settings import Settings
@@ -159,7 +159,7 @@ def _release(pid: int, transport: Transport) -> None:
     if os.getpid() == pid:
         transport.close()
     else:
-        abandoned.append(transport)
+        inherited_from_parent.append(transport)
 
 
 def _cancel_all_at_exit() -> None:

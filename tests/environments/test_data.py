@@ -142,7 +142,10 @@ def test_pandas_example(server, environment, capsys):
     assert space["df"]["error"].isna().tolist() == [True, True, False]
     assert space["df"]["error"][2].code == "no_mountains"
     rivers = [f"Name a river in {country}." for country in ("Chad", "Laos", "Peru")]
-    assert sorted(prompts_sent(server)) == [*(f"Name a mountain in {country}." for country in ("Laos", "Peru")), *rivers]
+    assert sorted(prompts_sent(server)) == [
+        *(f"Name a mountain in {country}." for country in ("Laos", "Peru")),
+        *rivers,
+    ]
 
 
 LIMA = '{"name": "Lima", "population": 10000000}'

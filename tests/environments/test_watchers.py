@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from chatpool import ChatPool
-from chatpool._http.fast_path import is_open
+from chatpool._http.fast_path import is_enabled
 from chatpool.testing import Reply
 
 KEY = "sk-secret-of-ours"
@@ -123,13 +123,13 @@ def test_two_callers_of_one_pool_have_separate_traces(pool, tracer, instrument):
     assert [parents.count(caller.context.span_id) for caller in callers] == [10, 10]
 
 
-@pytest.mark.skipif(not is_open(), reason="with urllib3 1.26 there is no fast path")
+@pytest.mark.skipif(not is_enabled(), reason="with urllib3 1.26 there is no fast path")
 def test_only_urllib3s_instrumentation_disables_the_fast_path(instrument):
     """It would not see calls that bypass urlopen; the one of requests is above the fast path."""
     instrument("requests")
-    assert is_open()
+    assert is_enabled()
     instrument("urllib3")
-    assert not is_open()
+    assert not is_enabled()
 
 
 # Mocks. For responses see tests/protocol/test_conversation.py.
@@ -269,7 +269,7 @@ def test_urllib3_may_be_instrumented_before_the_import(server):
     assert run(_URLLIB3_FIRST, server.url) == [200] * 10
 
 
-PAGE = (Path(__file__).parents[2] / "docs" / "watching.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "logging.md").read_text(encoding="utf-8")
 ALONE = re.findall(
     r"```python alone\n(.*?)```", PAGE, flags=re.DOTALL
 )  # others are run by tests/documentation/test_examples.py

@@ -75,7 +75,10 @@ def test_summary_truncates_long_messages():
 def test_summary_escapes_control_characters():
     """It is printed to terminals, and a server or a journal chose the message."""
     error = InternalServerError("\x1b[2Jbad \u202e", code="\x9b", request_id="\x07")
-    assert r"InternalServerError \x9b, e.g. prompt 0: \x1b[2Jbad \u202e (request id \x07)" in Answers([bad(0, error)]).summary()
+    assert (
+        r"InternalServerError \x9b, e.g. prompt 0: \x1b[2Jbad \u202e (request id \x07)"
+        in Answers([bad(0, error)]).summary()
+    )
 
 
 def test_raise_for_failures_raises_the_first_with_its_fields():

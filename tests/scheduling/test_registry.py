@@ -116,7 +116,7 @@ def test_threads_go_with_the_last_task(server):
 def test_threads_go_at_once_after_a_failure(server, monkeypatch, reply, way):
     """No retry, failure or deadline leaves a cycle behind that would keep the threads until the collector comes."""
     if way == "of the libraries":
-        monkeypatch.setattr("chatpool._http.connections.is_open", lambda: False)
+        monkeypatch.setattr("chatpool._http.pools.is_enabled", lambda: False)
     server.script("fails", reply)
     pool = ChatPool(4, base_url=server.url, max_tries=2, max_wait=0.01, timeout=(5, 0.2))
     gc.collect()

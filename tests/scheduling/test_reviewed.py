@@ -303,14 +303,14 @@ def test_answers_with_a_lambda_pickle_without_it(server, pool):
 
 def test_cut_after_the_last_byte_leaves_the_connection_alone(server, monkeypatch):
     """Once a connection is back in its pool, it belongs to the next call, and a late cut must not hit it."""
-    import chatpool._http.connections as module
+    import chatpool._http.pools as module
 
     seen = []
     put = module._HTTPPool._put_conn
 
     def check(self, connection):
         put(self, connection)
-        seen.append(module.present.scope._socket)
+        seen.append(module.current.scope._socket)
 
     monkeypatch.setattr(module._HTTPPool, "_put_conn", check)
     with ChatPool(1, base_url=server.url) as pool:
