@@ -47,6 +47,7 @@ from chatpool import (
     ChatPool,
     InternalServerError,
     InvalidResponseError,
+    PermissionDeniedError,
     RateLimitError,
 )
 from chatpool.testing import End, FakeChatServer, Raw, Reply, Request
@@ -303,3 +304,10 @@ def test_memory_stays_small():
     resource = pytest.importorskip("resource")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     assert peak < 400
+
+
+def test_403_about_a_keyword_stops_nothing(server, pool):
+    """'keyword' and 'monkey' are no key."""
+    server.script("p3", Reply(status=403, body={"error": {"message": "flagged for the keyword 'monkey'"}}))
+    answers = pool.map([f"p{number}" for number in range(50)])
+    assert [type(result.error) for result in answers.failures] == [PermissionDeniedError]
