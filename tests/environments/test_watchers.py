@@ -159,8 +159,8 @@ def test_logs_contain_no_prompt(server, make_pool, caplog):
     make_pool(api_key=KEY).map([PRIVATE, "a public prompt"])
     ours = [(record.levelname, record.getMessage()) for record in caplog.records if record.name == "chatpool"]
     assert [level for level, _ in ours] == ["INFO", "INFO", "WARNING"]
-    assert ours[0][1].startswith("prompt 0: try 1 failed (InternalServerError 500")
-    assert ours[1][1].startswith("prompt 0: try 2 failed (APIConnectionError")
+    assert ours[0][1].startswith("prompt 0: attempt 1 failed (InternalServerError 500")
+    assert ours[1][1].startswith("prompt 0: attempt 2 failed (APIConnectionError")
     assert ours[2][1].startswith("prompt 0 failed: BadRequestError 400")
     for word in (PRIVATE, "public", KEY):
         assert word not in caplog.text
