@@ -12,17 +12,25 @@ Parse = Callable[[str], Any]
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens, as the server counted them."""
+    """Tokens, as the server counted them.
+
+    ``cached_tokens``: of the prompt's, those that the server had in its cache. ``reasoning_tokens``: those that the
+    model spent on thinking; most servers count them among ``completion_tokens``, xAI does not.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     total_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
             self.prompt_tokens + other.prompt_tokens,
             self.completion_tokens + other.completion_tokens,
             self.total_tokens + other.total_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
         )
 
 
@@ -39,7 +47,8 @@ class ChatResult:
     """The outcome of one prompt.
 
     ``index``: the prompt's place in the input, from 0. ``text``: the answer's text. ``value``: ``parse(text)``,
-    or the text where no ``parse`` was given; None if the call failed. ``finish_reason``: the server's word;
+    or the text where no ``parse`` was given; None if the call failed. ``reasoning``: what the model thought before it
+    answered, where the server shows it, or None. ``finish_reason``: why the model stopped, in OpenAI's words:
     ``"length"`` means that the answer was cut at the token limit. ``usage``: tokens of all tries together, or None
     if the server did not say. ``response``: the server's whole reply as a dict, also for a failed call where the
     reply was JSON. ``request_id``: the server's id of the request. ``attempts``: HTTP requests sent. ``elapsed``:
@@ -54,6 +63,7 @@ class ChatResult:
         "finish_reason",
         "index",
         "prompt",
+        "reasoning",
         "request_id",
         "response",
         "text",
@@ -65,6 +75,7 @@ class ChatResult:
     prompt: Any
     text: str | None
     value: Any
+    reasoning: str | None
     finish_reason: str | None
     usage: Usage | None
     response: dict[str, Any] | None
@@ -77,6 +88,14 @@ class ChatResult:
     def ok(self) -> bool:
         """Whether the prompt was answered."""
         return self.error is None
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The whole message of the model, with its tool calls, images and audio; empty if there is none."""
+        choices = (self.response or {}).get("choices")
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        message = choice.get("message") if isinstance(choice, dict) else None
+        return message if isinstance(message, dict) else {}
 
     def for_duplicate(self, index: int, prompt: Any) -> ChatResult:
         """Return the outcome of an equal prompt that was not sent: the same, but it cost nothing."""

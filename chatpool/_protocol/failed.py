@@ -1,0 +1,113 @@
+"""A reply that reports an error → the error's class, code and message."""
+
+from __future__ import annotations
+
+import re
+from typing import NoReturn
+from urllib.parse import urlsplit
+
+from chatpool.errors import (
+    APIStatusError,
+    AuthenticationError,
+    CallError,
+    InternalServerError,
+    InvalidResponseError,
+    QuotaExceededError,
+    RateLimitError,
+    status_error,
+)
+
+from .dialects import (
+    BAD_KEY,
+    FILTERED,
+    IN_FLIGHT,
+    OVERLOADED,
+    RATE,
+    SPENT,
+    STATUS_OF,
+    TOO_LARGE,
+    code_meaning,
+    names_spent_limit,
+    words_meaning,
+)
+from .error_body import BASE_RESP, ErrorBody, read_error
+from .judgement import REQUEST_TOO_LARGE
+from .reply import Reply
+from .shown import shorten
+
+_NUMBER = r"\D{0,20}?(\d[\d,]*)"
+_LIMIT, _REQUESTED = (re.compile(rf"\b{name}\b{_NUMBER}", re.IGNORECASE) for name in ("limit", "requested"))
+_TOO_LARGE_WORDS = re.compile(r"\brequest too large\b", re.IGNORECASE)
+
+
+def fail_status(reply: Reply) -> NoReturn:
+    """Raise the error of a status that is not 2xx."""
+    if 300 <= reply.status < 400:
+        target = reply.headers.get("location") or reply.headers.get("x-chatpool-location") or "nowhere"
+        origin = re.sub(r"^(\w+://[^/?#]*).*", r"\1", target, flags=re.DOTALL)
+        reply.fail(APIStatusError, f"{reply.status}: redirects to {origin[:200]} are not followed; check base_url")
+    _fail_as(reply, reply.status, read_error(reply.document))
+
+
+def fail_embedded(reply: Reply, error: ErrorBody) -> NoReturn:
+    """Raise the error inside a 2xx: its code, else its type, else its words count as the status."""
+    found = code_meaning(error.names, _host(reply))
+    meaning = found[0] if found else words_meaning(error.message)
+    status = error.status or (STATUS_OF[meaning] if meaning else None)
+    message = error.message or "no reason given"
+    if meaning == FILTERED:
+        reply.fail(InvalidResponseError, f"withheld by the content filter: {message}", code="content_filter")
+    if status is None:
+        code = error.names[0] if error.names else "error_in_200"
+        reply.fail(InvalidResponseError, f"an error inside a {reply.status}: {message}", code=code)
+    _fail_as(reply, status, error, meaning)
+
+
+def fail_without_json(reply: Reply) -> NoReturn:
+    """Raise the error of a 2xx whose body is not JSON."""
+    kind = reply.headers.get("content-type", "no content type")
+    message = f"the reply ({kind}) is not valid JSON: {reply.json_error}"
+    if reply.is_page:
+        message = f"a web page answers at base_url {reply.base_url}, and no chat API: {reply.text()}"
+    reply.fail(InvalidResponseError, message, code="no_json")
+
+
+def _fail_as(reply: Reply, status: int, error: ErrorBody, meaning: str | None = None) -> NoReturn:
+    message = error.message or reply.text() or "the reply is empty"
+    found = code_meaning(error.names, _host(reply))
+    code = found[1] if found else next((name for name in error.names if name != str(status)), None)
+    meaning = found[0] if found else meaning
+    if status in (404, 405) and code is None:  # no API speaks here
+        message = f"no chat API at base_url {reply.base_url}: {shorten(' '.join(message.split()), 120)}"
+    kind = _class_of(reply, status, meaning, message)
+    if kind is RateLimitError and (meaning == TOO_LARGE or _exceeds_limit(message)):
+        code = REQUEST_TOO_LARGE
+    reply.fail(kind, f"{status}: {message}", status=status, code=code and code.replace(BASE_RESP, ""))
+
+
+def _class_of(reply: Reply, status: int, meaning: str | None, message: str) -> type[CallError]:
+    """The status decides, unless a code is more exact: an empty account, a wrong key, a limit may come as a 400."""
+    passes = reply.retry_after is not None or meaning in (IN_FLIGHT, TOO_LARGE)
+    if meaning == SPENT or (status == 402 and not passes) or (status == 429 and names_spent_limit(message)):
+        return QuotaExceededError
+    if status == 402 or (status in (400, 403) and meaning == RATE):
+        return RateLimitError
+    if status == 400 and meaning == BAD_KEY:
+        return AuthenticationError
+    if status in (400, 403) and meaning == OVERLOADED:
+        return InternalServerError
+    return status_error(status)
+
+
+def _exceeds_limit(message: str) -> bool:
+    """Whether a refusal says that this request alone is larger than the whole limit."""
+    if _TOO_LARGE_WORDS.search(message):
+        return True
+    limit, requested = _LIMIT.search(message), _REQUESTED.search(message)
+    if limit is None or requested is None:
+        return False
+    return int(requested[1].replace(",", "")) > int(limit[1].replace(",", ""))
+
+
+def _host(reply: Reply) -> str:
+    return urlsplit(reply.base_url).hostname or ""

@@ -1,0 +1,65 @@
+"""Text from a server, made safe to show: no control characters, and of a bounded length."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+LONGEST_NAME = 100  # characters of a code or a request id
+LONGEST_MESSAGE = 500  # characters of an error's message, and of the excerpt of a reply's body
+
+# C0, DEL and C1; marks that change the direction of text; line and paragraph separators; lone surrogates, which no
+# terminal's encoding has. They could forge lines of a log or control a terminal.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNSAFE_IN_LINES = re.compile("(?![\n\t])" + _UNSAFE.pattern)
+
+_PAGE_START = 4096  # characters; the patterns below need quadratic time on hostile input
+_INVISIBLE = re.compile(r"<!--.*?-->|<(script|style|svg|head)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
+_TITLE = re.compile(r"<title[^>]*>(.*?)</title", re.DOTALL | re.IGNORECASE)
+_TAG = re.compile(r"<[^<>]*>?")
+# html.unescape would bring a table of 2,231 names, whose import takes longer than that of this package.
+_ENTITIES = {"&nbsp;": " ", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'", "&amp;": "&"}
+
+
+def escape(text: str, unsafe: re.Pattern[str] = _UNSAFE) -> str:
+    """Write control characters as Python would: ESC becomes ``\\x1b``."""
+    return unsafe.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def escape_lines(text: str) -> str:
+    """The same for a text of several lines."""
+    return escape(text, _UNSAFE_IN_LINES)
+
+
+def shorten(text: str, longest: int = LONGEST_MESSAGE) -> str:
+    """Cut a text, and mark the cut."""
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def show_name(value: Any) -> str | None:
+    """Return a code or an id on one short line; None for what is neither text nor a number, or is empty."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return None
+    text = value if isinstance(value, str) else repr(value)
+    return shorten(escape(text.strip()), LONGEST_NAME) or None
+
+
+def show_message(text: str) -> str:
+    """Return a message on one line."""
+    return shorten(escape(" ".join(text.split())))
+
+
+def is_page(text: str) -> bool:
+    """Whether a text is a web page rather than data."""
+    start = text.lstrip("\ufeff \t\r\n")[:200].lower()
+    return start.startswith(("<!doctype html", "<html", "<head", "<body", "<!--", "<?xml", "<center", "<h1", "<title"))
+
+
+def page_text(page: str, longest: int = 120) -> str:
+    """Return the title and the start of the text of a web page."""
+    page = page[:_PAGE_START]
+    title = _TITLE.search(page)
+    text = _TAG.sub(" ", (title[1] + " " if title else "") + _INVISIBLE.sub(" ", page))
+    for name, character in _ENTITIES.items():
+        text = text.replace(name, character)
+    return shorten(escape(" ".join(text.split())), longest)
