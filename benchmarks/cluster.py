@@ -287,7 +287,7 @@ def _result(number: int, answer: int) -> ChatResult:
     response = {"id": f"chatcmpl-{number}", "object": "chat.completion", "created": 1, "model": "gpt-4o-mini"}
     response["choices"] = [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}]
     response["usage"] = usage
-    return ChatResult(number, None, text, text, "stop", Usage(**usage), response, f"req_{number}", 1, 2.0, None)
+    return ChatResult(number, None, text, text, None, "stop", Usage(**usage), response, f"req_{number}", 1, 2.0, None)
 
 
 def table(title: str, heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

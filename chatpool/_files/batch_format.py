@@ -141,6 +141,7 @@ def _result(
         prompt=prompt,
         text=completion.text if completion else None,
         value=completion.text if completion and error is None else None,
+        reasoning=completion.reasoning if completion else None,
         finish_reason=completion.finish_reason if completion else None,
         usage=completion.usage if completion else None,
         response=completion.response if completion else None,

@@ -103,6 +103,7 @@ class Call:
             prompt=self.prompt,
             text=done.text if done else None,
             value=self.value if error is None else None,
+            reasoning=done.reasoning if done else None,
             finish_reason=done.finish_reason if done else None,
             usage=self.usage,
             response=done.response if done else None,
@@ -115,7 +116,7 @@ class Call:
 
 def unsent(index: int, prompt: Any, error: CallError) -> ChatResult:
     """Return the result of a prompt whose call was never begun."""
-    return ChatResult(index, prompt, None, None, None, None, None, None, 0, 0.0, error)
+    return ChatResult(index, prompt, None, None, None, None, None, None, None, 0, 0.0, error)
 
 
 Indexed = tuple[int, Any]  # a prompt's index and the prompt
