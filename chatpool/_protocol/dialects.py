@@ -183,6 +183,9 @@ SPENT_LIMITS = [
     ("free-models-per-day", "OpenRouter"),
 ]
 
+# What web frameworks say of a path that they do not have, in a 404 or 405 without a code.
+PATH_WORDS = ("not_found", "method_not_allowed", "404_page_not_found", "file_not_found", "resource_not_found")
+
 
 def code_meaning(names: Iterable[str], host: str = "") -> tuple[str, str] | None:
     """Return the meaning of an error that bears these names, and which of them says so; None if no table has them."""

@@ -22,12 +22,14 @@ from .dialects import (
     FILTERED,
     IN_FLIGHT,
     OVERLOADED,
+    PATH_WORDS,
     RATE,
     SPENT,
     STATUS_OF,
     TOO_LARGE,
     code_meaning,
     names_spent_limit,
+    word,
     words_meaning,
 )
 from .error_body import BASE_RESP, ErrorBody, read_error
@@ -77,8 +79,8 @@ def _fail_as(reply: Reply, status: int, error: ErrorBody, meaning: str | None = 
     found = code_meaning(error.names, _host(reply))
     code = found[1] if found else next((name for name in error.names if name != str(status)), None)
     meaning = found[0] if found else meaning
-    if status in (404, 405) and code is None:  # no API speaks here
-        message = f"no chat API at base_url {reply.base_url}: {shorten(' '.join(message.split()), 120)}"
+    if status in (404, 405) and code is None:
+        message = _wrong_path(reply, error, message)
     kind = _class_of(reply, status, meaning, message)
     if kind is RateLimitError and (meaning == TOO_LARGE or _exceeds_limit(message)):
         code = REQUEST_TOO_LARGE
@@ -97,6 +99,14 @@ def _class_of(reply: Reply, status: int, meaning: str | None, message: str) -> t
     if status in (400, 403) and meaning == OVERLOADED:
         return InternalServerError
     return status_error(status)
+
+
+def _wrong_path(reply: Reply, error: ErrorBody, message: str) -> str:
+    """A 404 or 405 without a code is probably of a web server that has no such path."""
+    message = shorten(" ".join(message.split()), 120)
+    if isinstance(error.document, dict) and word(error.message) not in PATH_WORDS:
+        return f"{message} (base_url {reply.base_url})"
+    return f"no chat API at base_url {reply.base_url}: {message}"
 
 
 def _exceeds_limit(message: str) -> bool:

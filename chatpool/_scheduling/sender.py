@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from chatpool._http.session import Transport
+from chatpool._protocol.judgement import is_outage_sign, is_refusal
 from chatpool._protocol.replies import Reply, check_answer, read_completion, read_document
 from chatpool._protocol.requests import BYTES_A_TOKEN, CHAT_PATH, build_body, encode, estimate_tokens, path_of
 from chatpool._protocol.results import Attempt, ChatResult, Retry
@@ -16,7 +17,6 @@ from chatpool.errors import (
     APIConnectionError,
     APITimeoutError,
     CallError,
-    InternalServerError,
     ParseError,
     RateLimitError,
 )
@@ -98,28 +98,26 @@ class Client:
     def _judge(self, call: Call, reply: Reply) -> None:
         """Take the answer out of a reply, and note what the reply says of the limits."""
         call.request_id = reply.request_id
-        is_chat = call.path == CHAT_PATH
+        usage = reply.usage
+        if usage is not None:  # whether or not it is an answer: it is paid for
+            call.usage = usage if call.usage is None else call.usage + usage
+            if call.run.allowance is not None:
+                call.run.allowance.use(usage.total_tokens)
+        read = read_completion if call.path == CHAT_PATH else read_document
         try:
-            call.completion = completion = read_completion(reply) if is_chat else read_document(reply)
+            call.completion = completion = read(reply)
         except RateLimitError as refusal:
             if is_transient(refusal) and (refusal.retry_after or 0) <= self._settings.max_wait:
                 call.feedback = ("refused", refusal.retry_after)
             raise
-        except InternalServerError as failure:
-            call.feedback = ("failed", failure)
+        except CallError as failure:
+            is_trouble = is_outage_sign(failure) or is_refusal(failure)  # overload counts as an outage, too
+            call.feedback = ("failed", failure) if is_trouble else ("taken", None)
             raise
-        except CallError:
-            call.feedback = ("taken", None)
-            raise
-        usage = completion.usage
-        if usage is not None:
-            call.usage = usage if call.usage is None else call.usage + usage
         call.feedback = ("taken", usage.total_tokens if usage else None)
-        if call.run.allowance is not None:
-            guess = (len(call.payload) + len(completion.text or "")) // BYTES_A_TOKEN
-            call.run.allowance.use(usage.total_tokens if usage else guess)
-        if is_chat:
-            check_answer(reply, completion)
+        if call.run.allowance is not None and usage is None:
+            call.run.allowance.use((len(call.payload) + len(completion.text)) // BYTES_A_TOKEN)
+        check_answer(reply, completion)
 
     def _parse(self, call: Call) -> bool:
         assert call.completion is not None
