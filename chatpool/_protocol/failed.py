@@ -60,7 +60,7 @@ def fail_embedded(reply: Reply, error: ErrorBody) -> NoReturn:
     if meaning == FILTERED:
         reply.fail(InvalidResponseError, f"withheld by the content filter: {message}", code="content_filter")
     if status is None:
-        code = error.names[0] if error.names else "error_in_200"
+        code = _shown(error.names[0]) if error.names else "error_in_200"
         reply.fail(InvalidResponseError, f"an error inside a {reply.status}: {message}", code=code)
     _fail_as(reply, status, error, meaning)
 
@@ -84,7 +84,7 @@ def _fail_as(reply: Reply, status: int, error: ErrorBody, meaning: str | None = 
     kind = _class_of(reply, status, meaning, message)
     if kind is RateLimitError and (meaning == TOO_LARGE or _exceeds_limit(message)):
         code = REQUEST_TOO_LARGE
-    reply.fail(kind, f"{status}: {message}", status=status, code=code and code.replace(BASE_RESP, ""))
+    reply.fail(kind, f"{status}: {message}", status=status, code=code and _shown(code))
 
 
 def _class_of(reply: Reply, status: int, meaning: str | None, message: str) -> type[CallError]:
@@ -117,6 +117,10 @@ def _exceeds_limit(message: str) -> bool:
     if limit is None or requested is None:
         return False
     return int(requested[1].replace(",", "")) > int(limit[1].replace(",", ""))
+
+
+def _shown(code: str) -> str:
+    return code.replace(BASE_RESP, "", 1)
 
 
 def _host(reply: Reply) -> str:
