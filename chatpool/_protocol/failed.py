@@ -37,8 +37,11 @@ from .judgement import REQUEST_TOO_LARGE
 from .reply import Reply
 from .shown import shorten
 
-_NUMBER = r"\D{0,20}?(\d[\d,]*)"
-_LIMIT, _REQUESTED = (re.compile(rf"\b{name}\b{_NUMBER}", re.IGNORECASE) for name in ("limit", "requested"))
+# "Limit 30000", "limit: 30,000", "limit of 30000"; but not "Rate limit reached for gpt-4".
+_LIMIT, _REQUESTED = (
+    re.compile(rf"\b{name}(?: of| is| tokens)?\s*[:=]?\s*(\d[\d,]*)(?!\w)", re.IGNORECASE)
+    for name in ("limit", "requested")
+)
 _TOO_LARGE_WORDS = re.compile(r"\brequest too large\b", re.IGNORECASE)
 
 

@@ -270,6 +270,7 @@ def test_a_refusal_of_one_prompt_that_is_too_large(name):
         "Rate limit reached on tokens per min (TPM): Limit 6000, Used 5034, Requested 1443. Please try again in 4.77s.",
         "Rate limit reached on requests per min (RPM): Limit 3, Used 3, Requested 1. Please try again in 20s.",
         "* Quota exceeded for metric: generate_content_free_tier_requests, limit: 0, model: gemini-3-pro",
+        "Rate limit reached for gpt-4o-mini on tokens per min. Limit: 200000 / min. Requested 40000.",
         "limit reached", "requested a lot",
     ],
 )  # fmt: skip
