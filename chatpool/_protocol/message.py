@@ -9,7 +9,7 @@ ANSWER_FIELDS = ("tool_calls", "function_call", "audio", "images", "image", "vid
 # Fields that hold the model's reasoning; the first that has any counts, as OpenRouter sends two of them.
 REASONING_FIELDS = (
     "reasoning_content",  # DeepSeek, vLLM, SGLang, Moonshot, Qwen
-    "reasoning",  # OpenRouter, Groq, vLLM since 0.12, LM Studio
+    "reasoning",  # OpenRouter, Groq, vLLM since 0.11, LM Studio
     "reasoning_details",  # OpenRouter: a list of parts
     "thinking",  # Ollama
     "thinking_blocks",  # LiteLLM: a list of parts
