@@ -1,14 +1,14 @@
-"""Every error that chatpool raises or records.
+"""Every error that chatpool raises, or records on a result.
 
 ::
 
     ChatPoolError
-    ├── ConfigurationError        a setting that cannot work (also a ValueError)
+    ├── ConfigurationError        an invalid setting (also a ValueError)
     ├── PoolClosedError           the pool was used after close() (also a RuntimeError)
     ├── JournalError              a journal that cannot be opened, locked, read or written (also an OSError)
-    └── CallError                 one prompt's call failed; stands on ChatResult.error
-        ├── APIConnectionError    no usable reply came: refused, reset, DNS, TLS, cut off
-        │   └── APITimeoutError   connect, read or max_time ran out
+    └── CallError                 one prompt's call failed; recorded as ChatResult.error
+        ├── APIConnectionError    no complete reply arrived: refused, reset, DNS, TLS, cut off
+        │   └── APITimeoutError   the connect, read or max_time limit was reached
         ├── APIStatusError        the server replied with an error status
         │   ├── BadRequestError           400, 422
         │   ├── AuthenticationError       401
@@ -16,15 +16,15 @@
         │   ├── NotFoundError             404
         │   ├── ConflictError             409
         │   ├── RateLimitError            429
-        │   │   └── QuotaExceededError    the account is out of credit or over its spend limit
+        │   │   └── QuotaExceededError    the account has no credit left, or reached its spend limit
         │   └── InternalServerError       500 and above
-        ├── InvalidResponseError  a reply that holds no answer: no JSON, no choices, blank, a refusal
-        ├── ParseError            the caller's ``parse`` refused the answer with a ValueError
+        ├── InvalidResponseError  a reply without an answer: not valid JSON, no choices, blank, a refusal
+        ├── ParseError            the caller's ``parse`` rejected the answer with a ValueError
         ├── DeadlineError         the ``deadline`` of the whole map passed first
-        └── NotSentError          given up before it was sent (its ``__cause__`` tells why)
+        └── NotSentError          cancelled before it was sent (``__cause__`` is the reason)
             └── SpendLimitError   max_requests or max_tokens was reached first
 
-The names are those of OpenAI's Python SDK where it has one.
+The names are those of OpenAI's Python SDK, where it has the same error.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from typing import Any
 
 
 class ChatPoolError(Exception):
-    """The base of every error of chatpool."""
+    """The base class of all errors of chatpool."""
 
 
 class ConfigurationError(ChatPoolError, ValueError):
-    """A setting that cannot work; the message names the remedy. Raised before anything is sent."""
+    """A setting is invalid; the message says what to change. Raised before anything is sent."""
 
 
 class PoolClosedError(ChatPoolError, RuntimeError):
@@ -47,18 +47,17 @@ class PoolClosedError(ChatPoolError, RuntimeError):
 class JournalError(ChatPoolError, OSError):
     """A journal cannot be used: it is another kind of file, in use by another run, or the disk is full.
 
-    Raised out of a run that was under way, it carries what was done as ``.answers``.
+    If it ends a run, its ``.answers`` holds the results so far.
     """
 
 
 class CallError(ChatPoolError):
     """One prompt's call failed.
 
-    ``status_code``: the HTTP status, or None if no reply came. ``code``: the server's error code, or
-    a short name of ours. ``request_id``: the server's id of the request, to quote to its support.
-    ``retry_after``: seconds the server asked to wait. ``attempts``: HTTP requests sent for the prompt.
-    ``body``: the start of the server's reply, the key blotted out. ``should_retry``: the server's word on
-    whether another try is of use (``x-should-retry``), or None.
+    ``status_code``: the HTTP status, or None without a reply. ``code``: the server's error code, or chatpool's own
+    short name. ``request_id``: the server's id of the request, for its support. ``retry_after``: seconds that the
+    server asked to wait. ``attempts``: HTTP requests sent for the prompt. ``body``: the start of the server's reply,
+    with the key redacted. ``should_retry``: the server's header ``x-should-retry``, or None.
     """
 
     should_retry: bool | None = None
@@ -83,7 +82,7 @@ class CallError(ChatPoolError):
         self.body = body
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exception's own way of pickling calls the class with ``args`` and drops the cause.
+        # By default, exceptions pickle without their cause.
         return _rebuild, (type(self), self.args, self.__dict__, self.__cause__)
 
 
@@ -97,55 +96,55 @@ def _rebuild(
 
 
 class APIConnectionError(CallError):
-    """No usable reply came: refused, reset, name not found, TLS failure, connection cut half-way."""
+    """No complete reply arrived: refused, reset, name not found, TLS failure, connection lost half-way."""
 
 
 class APITimeoutError(APIConnectionError):
-    """The connect, read or ``max_time`` limit ran out."""
+    """The connect, read or ``max_time`` limit was reached."""
 
 
 class APIStatusError(CallError):
-    """The server replied with a status other than 200."""
+    """The server replied with an error status."""
 
 
 class BadRequestError(APIStatusError):
-    """400 or 422: the request is wrong, so sending it again is of no use."""
+    """400 or 422: the request is invalid, so a retry would fail too."""
 
 
 class AuthenticationError(APIStatusError):
-    """401: the key is missing, wrong or revoked."""
+    """401: the API key is missing, wrong or revoked."""
 
 
 class PermissionDeniedError(APIStatusError):
-    """403: the key may not do this."""
+    """403: the API key has no permission for this."""
 
 
 class NotFoundError(APIStatusError):
-    """404: no such model or address."""
+    """404: the model or the URL does not exist."""
 
 
 class ConflictError(APIStatusError):
-    """409."""
+    """409: the request conflicts with another one."""
 
 
 class RateLimitError(APIStatusError):
-    """429: too many requests or tokens a minute; goes away by waiting."""
+    """429: too many requests or tokens a minute; a later retry can succeed."""
 
 
 class QuotaExceededError(RateLimitError):
-    """The account has no credit left or met its spend limit; waiting does not help."""
+    """The account has no credit left, or reached its spend limit; waiting does not help."""
 
 
 class InternalServerError(APIStatusError):
-    """500 and above: the server's own trouble."""
+    """500 and above: the server failed."""
 
 
 class InvalidResponseError(CallError):
-    """A reply that holds no answer: no JSON, no choices, blank, a refusal, filtered, too large."""
+    """A reply without an answer: not valid JSON, no choices, blank, a refusal, filtered, too large."""
 
 
 class ParseError(CallError):
-    """The caller's ``parse`` raised a ValueError on the last try."""
+    """The caller's ``parse`` raised a ValueError on the last attempt."""
 
 
 class DeadlineError(CallError):
@@ -153,11 +152,11 @@ class DeadlineError(CallError):
 
 
 class NotSentError(CallError):
-    """Given up before it was sent, or before it was sent again; ``__cause__`` says why."""
+    """Cancelled before it was sent, or before a retry; ``__cause__`` is the reason."""
 
 
 class SpendLimitError(NotSentError):
-    """``max_requests`` or ``max_tokens`` of the run was spent before this could be sent, or be sent again."""
+    """The run's ``max_requests`` or ``max_tokens`` was reached before this call was sent, or before a retry."""
 
 
 _BY_STATUS: dict[int, type[APIStatusError]] = {
@@ -172,15 +171,11 @@ _BY_STATUS: dict[int, type[APIStatusError]] = {
 
 
 def status_error(status: int) -> type[APIStatusError]:
-    """Return the class of error that stands for an HTTP status."""
+    """Return the error class of an HTTP status."""
     return _BY_STATUS.get(status, InternalServerError if status >= 500 else APIStatusError)
 
 
 def class_named(name: str) -> type[CallError]:
-    """Return the CallError of this name; CallError itself for a name that is none."""
-    found, todo = {"CallError": CallError}, [CallError]
-    while todo:
-        kinds = todo.pop().__subclasses__()
-        found.update((kind.__name__, kind) for kind in kinds)
-        todo += kinds
-    return found.get(name, CallError)
+    """Return the CallError class of this name; CallError itself for an unknown name."""
+    kind = globals().get(name)
+    return kind if isinstance(kind, type) and issubclass(kind, CallError) else CallError

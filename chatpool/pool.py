@@ -11,12 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Callable, TypeVar
+from typing import Any, Callable, TypeVar
 
 from ._http.session import Session
 from ._protocol.answers import UNPICKLABLE_PARSE, Answers
-from ._protocol.requests import BYTES_A_TOKEN, Prompt, build_body, check_prompt, check_prompts, encode, longest_answer
-from ._protocol.results import ChatResult, Estimate, Retry
+from ._protocol.request_builder import RequestBuilder
+from ._protocol.requests import BYTES_A_TOKEN, Prompt, check_prompts, longest_answer
+from ._protocol.results import ChatResult, Estimate, PathLike, Retry
 from ._protocol.settings import (
     DEFAULT_MAX_TRIES,
     DEFAULT_MAX_WAIT,
@@ -32,20 +33,17 @@ from ._protocol.settings import (
     has_credentials,
     make_settings,
 )
-from ._scheduling.budgets import Allowance
+from ._scheduling.budgets import RunBudget
 from ._scheduling.engine import Core, Engine
-from ._scheduling.job import FutureRun, Run
-from ._scheduling.mapper import Hooks, Mapper
+from ._scheduling.job import FutureJob, InlineJob, Job
+from ._scheduling.mapper import Callbacks, Mapper
 from ._scheduling.registry import engine_for
 from ._version import __version__
 from .errors import ConfigurationError, PoolClosedError
 
-if TYPE_CHECKING:
-    from ._files.journal import PathLike
-
 _Parse = Callable[[str], Any]
 _Params = Mapping[str, Any]
-_R = TypeVar("_R", bound=Run)
+_J = TypeVar("_J", bound=Job)
 
 
 class ChatPool:
@@ -103,7 +101,7 @@ class ChatPool:
         on_retry: Callable[[Retry], Any] | None = None,
         on_result: Callable[[ChatResult], Any] | None = None,
     ) -> None:
-        self._hooks = Hooks(check_hook("on_retry", on_retry), check_hook("on_result", on_result))
+        self._callbacks = Callbacks(check_hook("on_retry", on_retry), check_hook("on_result", on_result))
         self._settings = make_settings(
             max_workers=max_workers,
             model=model,
@@ -121,7 +119,7 @@ class ChatPool:
             has_own_auth=_has_auth(session),
         )
         self._session = session
-        self._tenant = object()  # by which an engine tells the runs of several pools apart
+        self._pool_id = object()  # by which an engine tells the runs of several pools apart
         self._progress = progress
         self._closed = False
         self._is_shared = False  # its engine is used by other pools of this process, too
@@ -162,12 +160,8 @@ class ChatPool:
         Whatever is raised on the way, KeyboardInterrupt for one, carries what was done as ``.answers``.
         """
         check_prompts(prompts)
-        items = list(enumerate(prompts))
-        for index, prompt in items:
-            check_prompt(prompt, index)
-        return self._mapper(params, parse, deadline, progress, journal, max_requests, max_tokens, dedupe=dedupe).map(
-            items
-        )
+        mapper = self._mapper(params, parse, deadline, progress, journal, max_requests, max_tokens, dedupe=dedupe)
+        return mapper.map(enumerate(prompts))
 
     def imap(
         self,
@@ -214,22 +208,19 @@ class ChatPool:
         self, prompt: Prompt, *, params: _Params | None = None, parse: _Parse | None = None
     ) -> Future[ChatResult]:
         """Send one prompt in the background. The Future's ``result()`` is a ChatResult also if the call failed."""
-        check_prompt(prompt, 0)
-        engine, run = self._make_run(FutureRun, params, parse, None)
-        engine.start(run, run.add([(0, prompt)]))
-        return run.future
+        job = self._make_job(FutureJob, params, parse, None)
+        job.backend.start(job, [job.builder.request(0, prompt)])
+        return job.future
 
     def ask(self, prompt: Prompt, *, params: _Params | None = None, parse: _Parse | None = None) -> Any:
         """Send one prompt, in this thread, and return its answer; raise its CallError if it failed."""
-        check_prompt(prompt, 0)
-        engine, run = self._make_run(Run, params, parse, None)
+        job = self._make_job(InlineJob, params, parse, None)
         try:
-            run.add([(0, prompt)])
-            result = run.gather_one(self._hooks.on_retry)
+            result = job.run(prompt, self._callbacks.on_retry)
         finally:
-            run.end()
-        if self._hooks.on_result is not None:
-            self._hooks.on_result(result)
+            job.end()
+        if self._callbacks.on_result is not None:
+            self._callbacks.on_result(result)
         if result.error is not None:
             raise result.error
         return result.value
@@ -252,14 +243,12 @@ class ChatPool:
     def estimate(self, prompts: Iterable[Prompt], *, params: _Params | None = None) -> Estimate:
         """Tell what these prompts would take; sends nothing. Raises TypeError or ValueError as ``map`` does."""
         check_prompts(prompts)
-        settings, merged = self._settings, {**self._settings.params, **check_params(params)}
+        builder = RequestBuilder(self._settings, check_params(params))
         calls, size, longest = 0, 0, 0.0
         for index, prompt in enumerate(prompts):
-            check_prompt(prompt, index)
-            body = build_body(prompt, model=settings.model, system=settings.system, params=merged)
+            size += len(builder.payload(builder.request(index, prompt)))
             calls += 1
-            size += len(encode(body, f"prompt {index}"))
-            answer = longest_answer(body)
+            answer = longest_answer(builder.body(prompt))
             longest += math.inf if answer is None else answer
         return Estimate(calls, size // BYTES_A_TOKEN, int(longest) if longest < math.inf else None)
 
@@ -270,7 +259,7 @@ class ChatPool:
         if engine is None:
             return
         if self._is_shared:
-            engine.give_up(self._tenant)
+            engine.cancel_pool(self._pool_id)
         else:
             engine.close()
 
@@ -284,7 +273,7 @@ class ChatPool:
         engine = self._engines.get(os.getpid())
         try:
             if kind is None and engine is not None:
-                wait(engine.futures_of(self._tenant))
+                wait(engine.futures_of(self._pool_id))
         finally:
             self.close()
 
@@ -307,14 +296,14 @@ class ChatPool:
             "_settings": settings,
             "_engines": {},
             "_making": {},
-            "_hooks": Hooks(),
-            "_tenant": None,
+            "_callbacks": Callbacks(),
+            "_pool_id": None,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._settings = find_key(self._settings)
-        self._is_shared, self._tenant = True, object()
+        self._is_shared, self._pool_id = True, object()
 
     def _engine(self) -> Engine:
         """Return this process's engine; of many threads that want it first, one makes it for all."""
@@ -348,26 +337,22 @@ class ChatPool:
         max_tokens: int | None = None,
         **how: Any,
     ) -> Mapper:
-        allowance = Allowance(max_requests, max_tokens)
-        engine, run = self._make_run(Run, params, parse, deadline)
-        run.allowance = allowance
+        job = self._make_job(Job, params, parse, deadline)
+        job.budget = RunBudget(max_requests, max_tokens)
         shown = self._progress if progress is None else progress
-        return Mapper(engine, run, self._settings, progress=shown, journal=journal, hooks=self._hooks, **how)
+        return Mapper(job, progress=shown, journal=journal, callbacks=self._callbacks, **how)
 
-    def _make_run(
-        self, kind: type[_R], params: _Params | None, parse: _Parse | None, deadline: float | None
-    ) -> tuple[Engine, _R]:
+    def _make_job(self, kind: type[_J], params: _Params | None, parse: _Parse | None, deadline: float | None) -> _J:
         check_parse(parse)
-        engine = self._engine()
-        run = kind(
-            engine,
-            params={**self._settings.params, **check_params(params)},
+        job = kind(
+            self._engine(),
+            RequestBuilder(self._settings, check_params(params)),
             parse=parse,
             deadline=check_deadline(deadline),
             max_time=self._settings.max_time,
         )
-        run.tenant = self._tenant
-        return engine, run
+        job.pool_id = self._pool_id
+        return job
 
 
 def _has_auth(session: Session | None) -> bool:

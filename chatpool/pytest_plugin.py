@@ -1,4 +1,4 @@
-"""The pytest fixture ``fake_chat_server``; it comes with the package, no import needed."""
+"""The pytest fixture ``fake_chat_server``. It comes with the package; tests need no import."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def fake_chat_server() -> Iterator[FakeChatServer]:
-    """A FakeChatServer on a free loopback port, closed when the test is over."""
-    from .testing import FakeChatServer  # noqa: PLC0415 - plugins are loaded in every pytest run
+    """A FakeChatServer on a free loopback port, closed after the test."""
+    from .testing import FakeChatServer  # noqa: PLC0415 - pytest loads its plugins in every run
 
     with FakeChatServer() as server:
         yield server

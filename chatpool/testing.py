@@ -1,12 +1,12 @@
-"""A real HTTP server on a loopback port that speaks the chat protocol, faults included, for tests of ours and yours.
+"""A fake chat API for tests: a real HTTP server on a loopback port, with scripted replies and faults.
 
 >>> with FakeChatServer() as server:
 ...     server.script("ping", Reply(status=503), Reply("pong"))
 ...     answers = ChatPool(base_url=server.url).map(["ping"])  # ["pong"], after one retry
 
-A reply is a list of steps: bytes to send, seconds to wait, and a way to end. ``Reply`` makes them for the common
-cases; ``Raw`` takes them as they are, so that any server's misbehaviour can be played. ``dialect`` has the replies of
-real providers, by name.
+A reply is a list of steps: bytes to send, seconds to wait, and an ``End``. ``Reply`` makes them for the common cases;
+``Raw`` takes them as they are, to reproduce any server's misbehaviour. ``dialect`` returns the replies of
+real providers by name.
 """
 
 from ._testing.dialects import DIALECTS, dialect

@@ -1,4 +1,4 @@
-"""A text file of prompts, one a line, to a file of answers that the next run goes on with.
+"""Send a text file of prompts, one a line, and write a journal from which the next run resumes.
 
 OPENAI_API_KEY=… python examples/file_of_prompts.py prompts.txt answers.jsonl
 """
@@ -9,6 +9,6 @@ from chatpool import ChatPool
 
 source, target = sys.argv[1:]
 with ChatPool(max_workers=20) as pool, open(source) as lines:
-    prompts = (line.strip() for line in lines if line.strip())  # read lazily: the file may be huge
+    prompts = (line.strip() for line in lines if line.strip())  # a generator: the file may be huge
     for result in pool.imap_unordered(prompts, journal=target):
         print(result.index, result.value if result.ok else result.error)

@@ -1,4 +1,4 @@
-"""A server on this machine that needs no key, such as llama.cpp's, Ollama's or vLLM's.
+"""A server on this machine, such as llama.cpp, Ollama or vLLM. No API key.
 
 python examples/local_server.py http://localhost:11434/v1 llama3.2
 """

@@ -1,4 +1,4 @@
-"""A column of prompts in a data frame, and beside it the answers, or why there is none.
+"""A column of prompts in a data frame, with columns for the answers and the errors.
 
 pip install pandas
 OPENAI_API_KEY=… python examples/pandas_column.py
@@ -11,16 +11,16 @@ from chatpool import ChatPool
 pool = ChatPool(max_workers=20)
 
 df = pd.DataFrame({"prompt": [f"Name a river in {country}." for country in ("Peru", "Chad", "Laos")]})
-df["answer"] = answers = pool.map(df["prompt"])  # missing where a call failed
-df["error"] = [result.error for result in answers.results]  # and why
+df["answer"] = answers = pool.map(df["prompt"])  # None where a call failed
+df["error"] = [result.error for result in answers.results]
 print(df.to_string())
 
-# Where prompts are missing, map would refuse the column before it sends anything. What dropna leaves keeps its index,
-# by which pandas puts each answer in its row. Rows that were not asked have neither answer nor error.
+# map rejects a column with missing prompts. dropna keeps the index, by which pandas aligns the answers. A row without a
+# prompt has neither an answer nor an error.
 df = pd.DataFrame({"country": ["Peru", None, "Laos"]})
-asked = ("Name a mountain in " + df["country"] + ".").dropna()
-answers = pool.map(asked)
-df["answer"] = pd.Series(answers, index=asked.index)
-df["error"] = pd.Series([result.error for result in answers.results], index=asked.index, dtype=object)
+present = ("Name a mountain in " + df["country"] + ".").dropna()
+answers = pool.map(present)
+df["answer"] = pd.Series(answers, index=present.index)
+df["error"] = pd.Series([result.error for result in answers.results], index=present.index, dtype=object)
 print(df.to_string())
 print(answers.summary())

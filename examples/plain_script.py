@@ -1,4 +1,4 @@
-"""Many prompts, one line, and what became of them.
+"""Send many prompts in one line, and print a summary.
 
 OPENAI_API_KEY=… python examples/plain_script.py
 """

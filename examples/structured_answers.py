@@ -1,4 +1,4 @@
-"""Answers as checked objects: one that does not fit is asked for again.
+"""Answers as dataclass objects: an answer that does not fit is requested again.
 
 OPENAI_API_KEY=… python examples/structured_answers.py
 """
@@ -18,7 +18,7 @@ class City:
 def to_city(text: str) -> City:
     fields = json.loads(text)
     if not isinstance(fields, dict) or not isinstance(fields.get("population"), int):
-        raise ValueError("population must be a whole number")  # a ValueError is tried again
+        raise ValueError("population must be a whole number")  # sends the prompt again
     return City(str(fields.get("name")), fields["population"])
 
 

@@ -1,4 +1,4 @@
-"""The Python snippets of Markdown pages, and how they are run: as they stand, against the fake server."""
+"""The Python snippets of Markdown pages. They run unchanged, against the fake server."""
 
 from __future__ import annotations
 
@@ -14,27 +14,34 @@ from typing import Any
 from chatpool.testing import FakeChatServer, Reply, Request
 
 ROOT = Path(__file__).parent.parent
-_FENCE = re.compile(r"(?:<!-- run by (?P<run_by>\S+) -->\n+)?^```python\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(
+    r"(?:<!-- run by (?P<run_by>\S+) -->\n+)?"
+    r"^```python\n(?P<code>.*?)^```$"
+    r"(?:\n+^```text\n(?P<output>.*?)^```$)?",
+    re.DOTALL | re.MULTILINE,
+)
 
 
 @dataclass(frozen=True)
 class Snippet:
-    """A block of Python. ``line``: where its code begins. ``run_by``: the test file that runs it in place of these.
+    """A block of Python. ``line``: where its code begins. ``output``: the ``text`` block after it.
 
-    A page says so in a comment right before the block: ``<!-- run by tests/test_this.py -->``.
+    ``run_by``: the test file that runs it instead of the tests of the documentation. A page names it in a comment
+    right before the block: ``<!-- run by tests/test_this.py -->``.
     """
 
     path: Path
     line: int
     code: str
     run_by: str | None
+    output: str | None
 
     def run(self, space: dict[str, Any]) -> None:
-        """Execute it; a traceback names the page and the line."""
+        """Execute the code; a traceback names the page and the line."""
         exec(compile("\n" * (self.line - 1) + self.code, str(self.path), "exec"), space)
 
     def missing(self) -> list[str]:
-        """Return the packages that it imports and that are not installed here."""
+        """Return the imported packages that are not installed."""
         nodes = list(ast.walk(ast.parse(self.code)))
         names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
         names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
@@ -46,13 +53,13 @@ def snippets(path: Path) -> list[Snippet]:
     """Return the Python blocks of a page."""
     text = path.read_text(encoding="utf-8")
     return [
-        Snippet(path, text.count("\n", 0, found.start("code")) + 1, found["code"], found["run_by"])
+        Snippet(path, text.count("\n", 0, found.start("code")) + 1, found["code"], found["run_by"], found["output"])
         for found in _FENCE.finditer(text)
     ]
 
 
 def run_tests(space: dict[str, Any]) -> None:
-    """Call the tests that a snippet defines, each with a server of its own, as pytest would."""
+    """Call the tests that a snippet defines as pytest would, each with its own server."""
     for test in [value for name, value in space.items() if name.startswith("test_")]:
         names = list(inspect.signature(test).parameters)
         assert set(names) <= {"fake_chat_server"}
@@ -61,7 +68,7 @@ def run_tests(space: dict[str, Any]) -> None:
 
 
 def answer(request: Request) -> Reply:
-    """JSON where JSON is asked for, else the prompt."""
+    """Reply with JSON if the request asks for JSON, otherwise with the prompt."""
     if "response_format" in request.body:
         return Reply(json.dumps({"name": "Lima", "population": 10_000_000}))
     return Reply()

@@ -1,4 +1,4 @@
-"""The public face: names, signatures, shapes."""
+"""The public API: names, signatures, types."""
 
 from __future__ import annotations
 
@@ -71,14 +71,14 @@ TREE = {
 
 
 def test_public_names():
-    """__all__ holds these names and no others, and each of them is there."""
+    """__all__ lists exactly these names, and each of them exists."""
     assert sorted(chatpool.__all__) == sorted(NAMES)
     assert all(hasattr(chatpool, name) for name in NAMES)
 
 
 @pytest.mark.parametrize(("name", "bases"), TREE.items())
 def test_error_tree(name, bases):
-    """Every error has the bases that its module's docstring draws."""
+    """Every error has the bases that the module's docstring shows."""
     assert [base.__name__ for base in getattr(chatpool, name).__bases__] == bases
     assert name in errors.__doc__
 
@@ -105,7 +105,7 @@ def test_maps_take_only_prompts_by_position(name, more):
 
 
 def test_constructor_starts_nothing(server):
-    """A pool that was never used has no thread and opened no connection."""
+    """An unused pool has no thread and no connection."""
     ChatPool(base_url=server.url)
     assert server.connections == 0
 
@@ -124,12 +124,12 @@ def test_result_is_frozen_and_has_slots():
 def test_errors_pickle_whole(name):
     """A CallError keeps its class, message, fields and cause through pickle."""
     error = getattr(chatpool, name)(
-        "told", status_code=429, code="c", request_id="r", retry_after=1.5, attempts=3, body="b"
+        "message", status_code=429, code="c", request_id="r", retry_after=1.5, attempts=3, body="b"
     )
     error.__cause__ = chatpool.NotSentError("cause", code="x")
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is type(error)
-    assert str(copy) == "told"
+    assert str(copy) == "message"
     assert (copy.status_code, copy.code, copy.request_id, copy.retry_after, copy.attempts, copy.body) == (
         429, "c", "r", 1.5, 3, "b",
     )  # fmt: skip
@@ -137,18 +137,18 @@ def test_errors_pickle_whole(name):
 
 
 def test_configuration_error_is_a_value_error():
-    """Those who catch ValueError catch a bad setting."""
+    """So except ValueError catches it."""
     with pytest.raises(ValueError, match="max_workers"):
         ChatPool(0)
 
 
 def test_logger_is_silent_by_default():
-    """A library logs only where its user wants it."""
+    """A library prints no log unless its user configures logging."""
     assert any(isinstance(handler, logging.NullHandler) for handler in logging.getLogger("chatpool").handlers)
 
 
-def test_import_brings_only_what_every_use_needs():
-    """What a bar, the command, the journal or the first retry need is imported when it is used."""
+def test_import_loads_no_optional_modules():
+    """Those for the bar, the command, the journal and the first retry are imported at their first use."""
     later = {"tqdm", "argparse", "backoff", "asyncio", "chatpool.journal", "chatpool.testing", "chatpool._cli.main"}
     code = f"import chatpool, sys; print(sorted({later} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -1,4 +1,4 @@
-"""``chatpool demo``: the real client against the fake server, with no key and no network."""
+"""``chatpool demo``: the real client against the fake server, without a key or a network."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _SHOWN_ANSWERS = 3
 
 
 def demo() -> int:
-    """Show it; return the exit code."""
+    """Run the demo; return the exit code."""
     print("A fake server: answers in 0.1 to 0.4 s, at most 60 a second, one in 25 is a 500, one never comes.\n")
     limit = RateLimit(per_second=60, burst=30, retry_after=0.3)
     with FakeChatServer(rate_limit=limit, key="sk-demo", reply=_reply) as server:
-        server.script(_STALL, Reply(fault="stall"), Reply("at the second try", delay=0.2))
+        server.script(_STALL, Reply(fault="stall"), Reply("at the second attempt", delay=0.2))
         print(f'with ChatPool(max_workers=20, base_url="{server.url}", api_key=…, timeout=(2, 1)) as pool:')
         print("    answers = pool.map(prompts)\n", flush=True)
         prompts = [f"What is {number} × {number}?" for number in range(_PROMPTS)]
@@ -30,10 +30,10 @@ def demo() -> int:
 
 
 def _reply(request: Request) -> AnyReply:
-    """Answer after a while, or fail; the same for the same request, so that every demo goes much the same way."""
-    chance = random.Random(f"{_SEED} {request.id}")
-    delay = chance.uniform(0.1, 0.4)
-    if chance.random() < 0.04:
+    """Answer after a delay, or fail; the same request gets the same reply, so all demos are much alike."""
+    rng = random.Random(f"{_SEED} {request.id}")
+    delay = rng.uniform(0.1, 0.4)
+    if rng.random() < 0.04:
         return Reply(status=500, delay=delay)
     number = int(request.prompt.split()[2])
     return Reply(f"{number} × {number} = {number * number}", delay=delay)

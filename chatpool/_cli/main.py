@@ -1,65 +1,91 @@
-"""The command ``chatpool``: its words, and what they do."""
+"""The command ``chatpool``: its arguments, and the functions that they call."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import math
 import os
 import random
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 from chatpool import DEFAULT_MODEL, ChatPool, __version__
+from chatpool._files.permissions import logger as _file_logger
 from chatpool.errors import ChatPoolError, ConfigurationError
 
-from .run import Job, Stopped, dry_run, leave_stdout, run
+from .run import RunAborted, RunOptions, dry_run, mute_stdout, run
 
 _EXAMPLES = """examples:
   chatpool run prompts.txt -o answers.jsonl                one prompt a line
   chatpool run prompts.txt --text > answers.txt            plain answers, one a line
-  chatpool run batch.jsonl -o output.jsonl --workers 50    a file for OpenAI's Batch API, as it is
-  chatpool run table.csv -o answers.jsonl --dry-run        what it would take; sends nothing
+  chatpool run batch.jsonl -o output.jsonl --workers 50    an input file of OpenAI's Batch API
+  chatpool run table.csv -o answers.jsonl --dry-run        estimate calls and tokens; sends nothing
   chatpool run prompts.txt -o answers.jsonl --base-url http://localhost:8000/v1 --model llama3.2
-  chatpool run prompts.txt -o answers.jsonl --dask tcp://scheduler:8786    through a cluster's workers
+  chatpool run prompts.txt -o answers.jsonl --dask tcp://scheduler:8786    through the workers of a cluster
   cat prompts.txt | chatpool run - -o answers.jsonl --param temperature=0 --param max_tokens=200
 
-The same command again sends only what has no good answer in the output file: after Ctrl-C, a crash, or an
-edit of the input. The key is read from OPENAI_API_KEY. Exit codes: 0 all answered, 1 some failed, 2 bad usage
-or configuration, 130 interrupted."""
+To continue after Ctrl-C, a crash or an edit of the input, run the same command again: it sends only the prompts
+that have no good answer in OUTPUT. The API key is read from OPENAI_API_KEY. Exit codes: 0 all answered, 1 some
+failed, 2 bad usage or configuration, 130 interrupted."""
 
-_INPUT = """the prompts: the Batch API's JSONL, JSONL of strings or of objects with "prompt" or "messages", CSV with a
-column "prompt", or text with one prompt a line; - is stdin"""
+_INPUT = """the prompts: an input file of the Batch API, JSONL of strings or of objects with "prompt" or "messages", CSV
+with a column "prompt", or text with one prompt a line; - is stdin"""
+
+
+_YesOrNo = argparse.BooleanOptionalAction
+_POOL_OPTIONS = [
+    "model", "base_url", "system", "timeout", "max_tries", "max_wait", "requests_per_minute", "tokens_per_minute",
+    "progress",
+]  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 0 all answered, 1 some failed, 2 bad usage, 130 interrupted."""
     args = _parser().parse_args(argv)
     try:
-        return int(args.run(args))
+        with _file_messages_on_stderr():
+            return int(args.run(args))
     except KeyboardInterrupt:
-        return _say("interrupted", 130)
-    except Stopped as stopped:
-        return _say(str(stopped), stopped.exit_code)
+        return _report_to_user("interrupted", 130)
+    except RunAborted as aborted:
+        return _report_to_user(str(aborted), aborted.exit_code)
     except (ChatPoolError, argparse.ArgumentTypeError) as error:
-        return _say(f"chatpool: {error}", 2)
-    except BrokenPipeError:  # whoever read our output left
-        leave_stdout()
+        return _report_to_user(f"chatpool: {error}", 2)
+    except BrokenPipeError:  # the program that read our output is gone
+        mute_stdout()
         return 1
 
 
-def _say(told: str, exit_code: int) -> int:
-    print(told, file=sys.stderr)
+def _report_to_user(message: str, exit_code: int) -> int:
+    print(message, file=sys.stderr)
     return exit_code
+
+
+@contextmanager
+def _file_messages_on_stderr() -> Iterator[None]:
+    """Print the log messages about the permissions of files."""
+    handler, level = logging.StreamHandler(), _file_logger.level
+    handler.setFormatter(logging.Formatter("chatpool: %(message)s"))
+    _file_logger.addHandler(handler)
+    _file_logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        _file_logger.removeHandler(handler)
+        _file_logger.setLevel(level)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="chatpool",
         description="Send many prompts to an OpenAI-compatible chat API from plain threads.",
-        epilog="chatpool COMMAND --help tells more, with examples.",
+        epilog="See chatpool COMMAND --help for the options of a command, and examples.",
     )
     parser.add_argument("--version", action="version", version=f"chatpool {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -73,61 +99,64 @@ def _parser() -> argparse.ArgumentParser:
 def _add_run(commands: Any) -> None:
     parser = commands.add_parser(
         "run",
-        help="answer the prompts of a file; resumes where it was stopped",
-        description="Send every prompt of a file, and write each answer as it comes to a file in the format of the "
-        "Batch API's output.",
+        help="send the prompts of a file; can be interrupted and continued",
+        description="Send every prompt of a file. Each answer is written as it arrives, in the format of the Batch "
+        "API's output.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=_run)
     add = parser.add_argument
     add("input", metavar="INPUT", help=_INPUT)
-    add("-o", "--output", metavar="OUTPUT", help="the answers; also what the next run resumes from")
-    add("--text", action="store_true", help="write plain answers to stdout, one a line, in order; a newline is \\n")
-    add("--dry-run", action="store_true", help="only tell the calls, the tokens, and what is done already")
-    add("--input-format", choices=("jsonl", "csv", "text"), help="default: by the file's name or its first line")
-    add("--model", default=DEFAULT_MODEL, help="for chat prompts that name none (default: %(default)s)")
-    add("--base-url", metavar="URL", help="default: OPENAI_BASE_URL, else OpenAI's")
-    add("--system", metavar="TEXT", help="a system message before every plain prompt")
-    add("--param", metavar="KEY=VALUE", action="append", default=[], type=_param, help="a field of every body; repeat")
-    add("--workers", metavar="N", type=int, default=20, help="calls in flight at most (default: %(default)s)")
-    add("--rpm", metavar="N", type=float, help="requests a minute at most")
-    add("--tpm", metavar="N", type=float, help="tokens a minute at most")
+    add("-o", "--output", metavar="OUTPUT", help="file for the answers, from which the next run continues")
+    add("--text", action="store_true", help="write plain answers to stdout in order, one a line; line ends become \\n")
+    add("--dry-run", action="store_true", help="count the calls and tokens, and the prompts already done; send nothing")
+    add("--input-format", choices=("jsonl", "csv", "text"), help="default: by the file's extension, or its first line")
+    add("--model", default=DEFAULT_MODEL, help="model for chat prompts that name none (default: %(default)s)")
+    add("--base-url", metavar="URL", help="base URL of the API (default: OPENAI_BASE_URL, or OpenAI's)")
+    add("--system", metavar="TEXT", help="system message before every prompt that is plain text")
+    add("--param", metavar="KEY=VALUE", action="append", default=[], type=_param, help="field of every body; repeat")
+    add("--workers", metavar="N", type=int, default=20, help="at most N calls in flight (default: %(default)s)")
+    add("--rpm", dest="requests_per_minute", metavar="N", type=float, help="at most N requests a minute")
+    add("--tpm", dest="tokens_per_minute", metavar="N", type=float, help="at most N tokens a minute")
     add("--timeout", metavar="SECONDS", type=_timeout, default=(5.0, 120.0), help="CONNECT,READ (default: 5,120)")
-    add("--max-tries", metavar="N", type=int, default=6, help="tries for one prompt (default: %(default)s)")
-    add("--max-wait", metavar="SECONDS", type=float, default=60.0, help="between two tries (default: %(default)g)")
-    add("--deadline", metavar="SECONDS", type=float, help="for the whole run; what is not done by then fails")
-    add("--max-requests", metavar="N", type=int, help="stop sending after so many")
-    add("--max-tokens", metavar="N", type=int, help="stop sending once the answers have cost so many, as they report")
+    add("--max-tries", metavar="N", type=int, default=6, help="at most N attempts for a prompt (default: %(default)s)")
     add(
-        "--retry-failed",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="ask again what failed in an earlier run (default: yes)",
+        "--max-wait",
+        metavar="SECONDS",
+        type=float,
+        default=60.0,
+        help="longest wait for a retry (default: %(default)g)",
     )
-    add("--dask", metavar="SCHEDULER", help="send through a Dask cluster's workers: an address, or a scheduler file")
-    add("--progress", action=argparse.BooleanOptionalAction, default=None, help="default: on a terminal")
+    add("--deadline", metavar="SECONDS", type=float, help="time limit of the whole run; prompts not done by then fail")
+    add("--max-requests", metavar="N", type=int, help="stop sending after N requests")
+    add("--max-tokens", metavar="N", type=int, help="stop sending once N tokens have been used")
+    add(
+        "--retry-failed", action=_YesOrNo, default=True, help="send the prompts again that failed before (default: yes)"
+    )
+    add("--dask", metavar="SCHEDULER", help="send through the workers of a Dask cluster: address, or scheduler file")
+    add("--progress", action=_YesOrNo, help="show a bar (default: on a terminal)")
 
 
 def _add_report(commands: Any) -> None:
     parser = commands.add_parser(
         "report",
-        help="draw what a journal tells, as one page of HTML",
-        description="Read the answers that 'chatpool run' or a journal= wrote, and draw latencies, calls in flight, "
-        "refusals, tokens and failures as one page of HTML that needs nothing else. Also while the run goes on.",
+        help="show a journal as one HTML page",
+        description="Read a journal of 'chatpool run' or of journal=, and write one self-contained HTML page with "
+        "latencies, requests in flight, rate limits, tokens and failures. Works while the run goes on, too.",
         epilog="example: chatpool report answers.jsonl -o report.html",
     )
     parser.set_defaults(run=_report)
-    parser.add_argument("journal", metavar="JOURNAL", help="the answers")
+    parser.add_argument("journal", metavar="JOURNAL", help="the file of answers")
     parser.add_argument("-o", "--output", metavar="HTML", help="default: the journal's name with .html")
 
 
 def _add_demo(commands: Any) -> None:
     parser = commands.add_parser(
         "demo",
-        help="see it at work, with no key and no network",
-        description="Start a fake server on this machine, with latency, a rate limit, errors and a stall, "
-        "and send it a few hundred prompts through the real client.",
+        help="try it without an API key or a network",
+        description="Start a fake server on this machine, with latency, a rate limit, errors and a stall, and send it "
+        "a few hundred prompts through the real client.",
         epilog="example: chatpool demo",
     )
     parser.set_defaults(run=_demo)
@@ -136,8 +165,8 @@ def _add_demo(commands: Any) -> None:
 def _add_fake_server(commands: Any) -> None:
     parser = commands.add_parser(
         "fake-server",
-        help="a chat API on this machine that answers every prompt with itself",
-        description="Serve a fake chat API on 127.0.0.1 until Ctrl-C: for tests of programs in any language.",
+        help="serve a chat API on this machine that echoes every prompt",
+        description="Serve a fake chat API on 127.0.0.1 until Ctrl-C, to test programs in any language.",
         epilog="examples:\n  chatpool fake-server --port 8080\n"
         "  chatpool fake-server --port 8080 --latency 0.3 --error-rate 0.05 --rpm 600 --key sk-test\n"
         "  chatpool run prompts.txt --text --base-url http://127.0.0.1:8080/v1",
@@ -146,57 +175,39 @@ def _add_fake_server(commands: Any) -> None:
     parser.set_defaults(run=_fake_server)
     add = parser.add_argument
     add("--port", type=int, default=0, help="default: a free one")
-    add("--latency", metavar="SECONDS", type=float, default=0.0, help="before each answer")
-    add("--error-rate", metavar="SHARE", type=float, default=0.0, help="of the requests that fail with 500: 0 to 1")
-    add("--rpm", metavar="N", type=float, help="requests a minute; what comes faster is refused with 429")
-    add("--key", help="refuse every other key with 401")
-    add("--seed", type=int, default=0, help="of the errors' randomness (default: %(default)s)")
+    add("--latency", metavar="SECONDS", type=float, default=0.0, help="mean delay before each answer")
+    add("--error-rate", metavar="SHARE", type=float, default=0.0, help="share of requests that fail with 500, 0 to 1")
+    add("--rpm", metavar="N", type=float, help="rate limit in requests a minute; the others get a 429")
+    add("--key", help="API key; requests with any other key get a 401")
+    add("--seed", type=int, default=0, help="seed of the random errors (default: %(default)s)")
 
 
 def _run(args: argparse.Namespace) -> int:
     if args.output is None and not (args.text or args.dry_run):
-        raise ConfigurationError("say where the answers go: -o OUTPUT, or --text for plain text on stdout")
+        raise ConfigurationError("no output: pass -o OUTPUT, or --text to write plain text to stdout")
     if args.output == "-":
-        raise ConfigurationError("-o needs a file, from which the next run resumes; --text writes to stdout")
-    pool = ChatPool(
-        args.workers,
-        model=args.model,
-        base_url=args.base_url,
-        system=args.system,
-        params=dict(args.param),
-        timeout=args.timeout,
-        max_tries=args.max_tries,
-        max_wait=args.max_wait,
-        requests_per_minute=args.rpm,
-        tokens_per_minute=args.tpm,
-        progress=args.progress,
-    )
-    with pool:
-        job = Job(
-            pool,
-            args.input,
-            args.output,
-            kind=args.input_format,
-            as_text=args.text,
-            deadline=args.deadline,
-            retries_failed=args.retry_failed,
-            max_requests=args.max_requests,
-            max_tokens=args.max_tokens,
-            dask=args.dask,
+        raise ConfigurationError("-o needs a file, from which the next run can continue; --text writes to stdout")
+    with ChatPool(args.workers, params=dict(args.param), **_select(args, _POOL_OPTIONS)) as pool:
+        options = RunOptions(
+            pool, **_select(args, [field.name for field in fields(RunOptions) if field.name != "pool"])
         )
-        return dry_run(job) if args.dry_run else run(job)
+        return dry_run(options) if args.dry_run else run(options)
+
+
+def _select(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in names}
 
 
 def _report(args: argparse.Namespace) -> int:
-    from .report import write_report  # noqa: PLC0415 - it is not needed for anything else
+    from .report import write_report  # noqa: PLC0415 - only this command needs it
 
     output = args.output or os.path.splitext(args.journal)[0] + ".html"
     write_report(args.journal, output)
-    return _say(f"the report is in {output}", 0)
+    return _report_to_user(f"the report is in {output}", 0)
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from .demo import demo  # noqa: PLC0415 - the fake server is not needed for anything else
+    from .demo import demo  # noqa: PLC0415 - only this command needs the fake server
 
     return demo()
 
@@ -208,11 +219,11 @@ def _fake_server(args: argparse.Namespace) -> int:
     limit = None
     if args.rpm is not None:
         limit = RateLimit(args.rpm / 60, max(1.0, args.rpm / 60), retry_after=60 / args.rpm)
-    chance = random.Random(args.seed)
+    rng = random.Random(args.seed)
     try:
         server = FakeChatServer(
             port=args.port,
-            latency=(lambda: chance.uniform(0.5, 1.5) * args.latency) if args.latency else 0.0,
+            latency=(lambda: rng.uniform(0.5, 1.5) * args.latency) if args.latency else 0.0,
             rate_limit=limit,
             key=args.key,
             reply=chaos(args.error_rate, seed=args.seed) if args.error_rate else None,
@@ -227,9 +238,9 @@ def _fake_server(args: argparse.Namespace) -> int:
 
 def _check_fake_server(args: argparse.Namespace) -> None:
     if not 0 <= args.error_rate <= 1:
-        raise ConfigurationError(f"--error-rate is a share, from 0 to 1, not {args.error_rate:g}")
+        raise ConfigurationError(f"--error-rate must be from 0 to 1, not {args.error_rate:g}")
     if not 0 <= args.latency < threading.TIMEOUT_MAX / 2:
-        raise ConfigurationError(f"--latency must be in seconds, from 0 on, not {args.latency:g}")
+        raise ConfigurationError(f"--latency must be a number of seconds, 0 or more, not {args.latency:g}")
     if args.rpm is not None and not 0 < args.rpm < math.inf:
         raise ConfigurationError(f"--rpm must be more than 0, not {args.rpm:g}")
     if not 0 <= args.port < 2**16:
@@ -237,7 +248,7 @@ def _check_fake_server(args: argparse.Namespace) -> None:
 
 
 def _param(text: str) -> tuple[str, Any]:
-    """Read KEY=VALUE; the value is JSON, or else a string."""
+    """Parse KEY=VALUE; the value is JSON, or else a string."""
     key, equals, value = text.partition("=")
     if not key or not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
@@ -248,6 +259,7 @@ def _param(text: str) -> tuple[str, Any]:
 
 
 def _timeout(text: str) -> float | tuple[float, float]:
+    """Parse SECONDS, or CONNECT,READ."""
     try:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:

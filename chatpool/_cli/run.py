@@ -1,4 +1,4 @@
-"""``chatpool run``: a file of prompts in, a journal or plain text out, in flat memory."""
+"""``chatpool run``: sends the prompts of a file, and writes a journal or plain text, in flat memory."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TextIO
 
 from chatpool._files.batch_format import digest_of
 from chatpool._files.inputs import Input, InputError
 from chatpool._files.journal import Journal, JournalView
-from chatpool._protocol.requests import BatchRequest, build_body, encode, estimate_tokens, path_of
+from chatpool._protocol.request_builder import RequestBuilder
+from chatpool._protocol.requests import BatchRequest, estimate_tokens, path_of
 from chatpool._protocol.results import ChatResult
-from chatpool._protocol.summary import Summary
+from chatpool._protocol.summary import Summary, plural
+from chatpool._protocol.terminal import escape_controls
 from chatpool._scheduling.mapper import Mapper
 from chatpool.errors import ConfigurationError, JournalError
 from chatpool.pool import ChatPool
@@ -23,174 +27,178 @@ from chatpool.pool import ChatPool
 _CONNECT_TIMEOUT = 10  # seconds, to a Dask scheduler
 
 
-class Stopped(Exception):
-    """The run ended before it was through; the message says how to go on."""
+class RunAborted(Exception):
+    """The run ended early; the message says how to continue."""
 
-    def __init__(self, told: str, exit_code: int) -> None:
-        super().__init__(told)
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
         self.exit_code = exit_code
 
 
-class Job:
-    """What is to be run, from where to where."""
+@dataclass(frozen=True)
+class RunOptions:
+    """The pool of a run, and the command's arguments by their names."""
 
-    def __init__(
-        self,
-        pool: ChatPool,
-        source: str,
-        output: str | None,
-        *,
-        kind: str | None = None,
-        as_text: bool = False,
-        deadline: float | None = None,
-        retries_failed: bool = True,
-        max_requests: int | None = None,
-        max_tokens: int | None = None,
-        dask: str | None = None,
-    ) -> None:
-        self.pool, self.source, self.output, self.kind = pool, source, output, kind
-        self.as_text, self.deadline, self.retries_failed = as_text, deadline, retries_failed
-        self.max_requests, self.max_tokens = max_requests, max_tokens
-        self.dask = dask
+    pool: ChatPool
+    input: str
+    output: str | None
+    text: bool
+    input_format: str | None
+    deadline: float | None
+    max_requests: int | None
+    max_tokens: int | None
+    retry_failed: bool
+    dask: str | None
 
-    def open(self) -> Input:
-        """Open the input, which is not to be written over."""
-        prompts = Input(self.source, self.kind)
+    def open_input(self) -> Input:
+        """Open the input; raise ConfigurationError if the output would overwrite it."""
+        prompts = Input(self.input, self.input_format)
         if self.output is not None and prompts.is_file(self.output):
             prompts.close()
-            raise ConfigurationError(f"{self.output} is the input; take another file for the answers")
+            raise ConfigurationError(f"{self.output} is the input; choose another file for the output")
         return prompts
 
-    def body(self, task: BatchRequest) -> dict[str, object]:
-        """Return what would be sent."""
-        settings = self.pool._settings
-        return build_body(task, model=settings.model, system=settings.system, params=settings.params)
+    @cached_property
+    def builder(self) -> RequestBuilder:
+        """Makes requests of prompts."""
+        return RequestBuilder(self.pool._settings, {})
 
-    def digest(self, task: BatchRequest) -> str:
-        """Return what the journal knows a request by."""
-        return digest_of(path_of(task), self.body(task))
+    def digest(self, prompt: BatchRequest) -> str:
+        """Return the hash by which the journal identifies a prompt's request."""
+        return digest_of(path_of(prompt), self.builder.body(prompt))
 
 
-def run(job: Job) -> int:
-    """Send everything and tell what came of it on stderr; return the exit code."""
+def run(options: RunOptions) -> int:
+    """Send every prompt and print a summary to stderr; return the exit code."""
     summary = Summary()
-    _prepare_stdout(job)
-    with closing(job.open()) as prompts, _mapper(job, prompts.check(job.digest)) as mapper:
+    _prepare_stdout(options)
+    with closing(options.open_input()) as prompts, _open_mapper(options, prompts.check(options.digest)) as mapper:
         try:
-            for result in mapper.stream(prompts, in_order=job.as_text):
-                summary.add(result, is_resumed=result.index in mapper.resumed)
-                if job.as_text:
-                    with _stdout(job) as stdout:
-                        print(_one_line(result), file=stdout, flush=stdout.isatty())
-            if job.as_text:
-                with _stdout(job) as stdout:
-                    stdout.flush()
+            _send(options, mapper, prompts, summary)
         except KeyboardInterrupt as error:
-            answers = getattr(error, "answers", None)
-            for result in answers.results if answers else ():  # what had come, and was not told of yet
+            for result in _unread_results(error):
                 summary.add(result)
-            raise Stopped(_interrupted(job, summary, len(prompts)), 130) from None
+            done = f"{summary.answered:,} of {plural(len(prompts), 'prompt')} answered"
+            raise RunAborted(f"interrupted: {done}; {_how_to_continue(options)}", 130) from None
         except (JournalError, InputError) as error:
-            if not summary.prompts and not getattr(error, "answers", ()):
+            if not summary.prompts and not _unread_results(error):  # nothing was sent
                 raise
-            raise Stopped(f"chatpool: {error}; {_how_to_go_on(job)}", 1) from None
+            raise RunAborted(f"chatpool: {error}; {_how_to_continue(options)}", 1) from None
     for line in summary.format(mapper.wall, mapper.limited_by(summary.prompts - summary.resumed), mapper.waits):
         print(line, file=sys.stderr)
     return 1 if summary.failed else 0
 
 
-def leave_stdout() -> None:
-    """Write no more to stdout: Python itself would complain once more when it flushes at its end."""
+def dry_run(options: RunOptions) -> int:
+    """Print to stdout how many calls and tokens a run would take; sends and writes nothing."""
+    calls = tokens = done = 0
+    with closing(options.open_input()) as prompts:
+        repeats = prompts.check(options.digest)
+        with _read_journal(options) as journal:
+            digest = lambda request: options.digest(request.prompt)  # noqa: E731 - shorter than a function
+            view = JournalView(journal, digest, None, retries_failed=options.retry_failed, repeats=repeats)
+            for index, prompt in enumerate(prompts):
+                request = options.builder.request(index, prompt)
+                if view.find(request) is not None:
+                    done += 1
+                    continue
+                calls += 1
+                tokens += estimate_tokens(options.builder.payload(request), options.builder.body(prompt))
+    print(f"{plural(calls + done, 'prompt')}: {done:,} already done, {calls:,} to send")
+    print(f"about {tokens:,} tokens, if every answer is as long as its request allows")
+    return 0
+
+
+def mute_stdout() -> None:
+    """Discard what is still written to stdout, or Python would report the same error again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _prepare_stdout(job: Job) -> None:
-    """What its encoding has not is escaped. A stdout that was closed before we began is None."""
-    if job.as_text and sys.stdout is None:
+def _send(options: RunOptions, mapper: Mapper, prompts: Iterable[BatchRequest], summary: Summary) -> None:
+    for result in mapper.stream(prompts, in_order=options.text):
+        summary.add(result, is_resumed=result.index in mapper.resumed)
+        if options.text:
+            with _stdout(options) as stdout:
+                print(_one_line(result, is_terminal=stdout.isatty()), file=stdout, flush=stdout.isatty())
+    if options.text:
+        with _stdout(options) as stdout:
+            stdout.flush()
+
+
+def _unread_results(error: BaseException) -> list[ChatResult]:
+    """Return the results that had arrived when the run ended, and that it had not yielded yet."""
+    answers = getattr(error, "answers", None)
+    return answers.results if answers else []
+
+
+def _prepare_stdout(options: RunOptions) -> None:
+    """Have characters escaped that stdout's encoding lacks. ``sys.stdout`` is None if it was closed at start-up."""
+    if options.text and sys.stdout is None:
         raise ConfigurationError("stdout is closed, and --text writes to it")
-    if job.as_text and isinstance(sys.stdout, io.TextIOWrapper):
+    if options.text and isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @contextmanager
-def _stdout(job: Job) -> Iterator[TextIO]:
-    """What is written within raises Stopped where that cannot be done, BrokenPipeError if its reader has left."""
+def _stdout(options: RunOptions) -> Iterator[TextIO]:
+    """Yield stdout. If writing to it fails, raise BrokenPipeError if its reader is gone, else RunAborted."""
     try:
         yield sys.stdout
     except BrokenPipeError:
         raise
     except OSError as error:
-        leave_stdout()
-        raise Stopped(f"chatpool: stdout cannot be written: {error.strerror}; {_how_to_go_on(job)}", 1) from None
+        mute_stdout()
+        message = f"chatpool: cannot write to stdout: {error.strerror}; {_how_to_continue(options)}"
+        raise RunAborted(message, 1) from None
 
 
 @contextmanager
-def _mapper(job: Job, repeats: frozenset[int]) -> Iterator[Mapper]:
-    """Make what does the work, in this process or on a cluster."""
-    how: dict[str, Any] = {"deadline": job.deadline, "journal": job.output}
-    how.update(retries_failed=job.retries_failed, repeats=repeats)
-    if job.dask is None:
-        yield job.pool._mapper(max_requests=job.max_requests, max_tokens=job.max_tokens, **how)
+def _open_mapper(options: RunOptions, repeats: frozenset[int]) -> Iterator[Mapper]:
+    """Yield the mapper that sends the prompts, from this process or through a cluster."""
+    common: dict[str, Any] = {"deadline": options.deadline, "journal": options.output}
+    common.update(retries_failed=options.retry_failed, repeats=repeats)
+    if options.dask is None:
+        yield options.pool._mapper(max_requests=options.max_requests, max_tokens=options.max_tokens, **common)
         return
-    if job.max_requests is not None or job.max_tokens is not None:
-        raise ConfigurationError("--max-requests and --max-tokens cannot be kept to on a cluster; leave out --dask")
-    with _connect(job.dask) as client:
-        from chatpool._cluster.client import mapper  # noqa: PLC0415 - it is not needed for anything else
+    if options.max_requests is not None or options.max_tokens is not None:
+        raise ConfigurationError("--max-requests and --max-tokens do not work with --dask; leave one of them out")
+    with _connect(options.dask) as client:
+        from chatpool._cluster.client import mapper  # noqa: PLC0415 - only --dask needs it
 
-        yield mapper(job.pool, client, **how)
+        yield mapper(options.pool, client, **common)
 
 
 def _connect(scheduler: str) -> Any:
-    """Connect to a Dask scheduler: by its address, or by the file that it wrote."""
+    """Connect to a Dask scheduler, given its address or the scheduler file that it wrote."""
     try:
-        from distributed import Client  # noqa: PLC0415 - it is not needed for anything else
+        from distributed import Client  # noqa: PLC0415 - only --dask needs it
     except ImportError:
         raise ConfigurationError("--dask needs Dask; pip install 'chatpool[dask]'") from None
-    named = {"scheduler_file": scheduler} if os.path.isfile(scheduler) else {"address": scheduler}
+    target = {"scheduler_file": scheduler} if os.path.isfile(scheduler) else {"address": scheduler}
     try:
-        return Client(**named, timeout=_CONNECT_TIMEOUT)
+        return Client(**target, timeout=_CONNECT_TIMEOUT)
     except (OSError, ValueError) as error:
-        raise ConfigurationError(f"no Dask scheduler at {scheduler}: {error}") from None
+        raise ConfigurationError(f"cannot connect to a Dask scheduler at {scheduler}: {error}") from None
 
 
-def dry_run(job: Job) -> int:
-    """Tell on stdout what a run would take; sends nothing, writes nothing."""
-    calls = tokens = done = 0
-    with closing(job.open()) as prompts:
-        repeats = prompts.check(job.digest)
-        with _read_journal(job) as journal:
-            journal_view = JournalView(journal, job.body, None, retries_failed=job.retries_failed, repeats=repeats)
-            for index, task in enumerate(prompts):
-                if journal_view.find(index, task) is not None:
-                    done += 1
-                    continue
-                calls += 1
-                body = job.body(task)
-                tokens += estimate_tokens(encode(body, f"prompt {index}"), body)
-    print(f"{calls + done:,} prompts: {done:,} are done already, {calls:,} calls are to be made")
-    print(f"about {tokens:,} tokens, with the longest answers that the requests allow")
-    return 0
-
-
-def _read_journal(job: Job) -> Journal | nullcontext[None]:
-    if job.output is None or not os.path.exists(job.output):
+def _read_journal(options: RunOptions) -> Journal | nullcontext[None]:
+    if options.output is None or not os.path.exists(options.output):
         return nullcontext()
-    return Journal(job.output, is_read_only=True)
+    return Journal(options.output, is_read_only=True)
 
 
-def _one_line(result: ChatResult) -> str:
-    """Return an answer as one line: line ends and backslashes escaped. An embedding is its JSON; a failure is blank."""
+def _one_line(result: ChatResult, *, is_terminal: bool) -> str:
+    """Return an answer as one line, with line ends and backslashes escaped; on a terminal every control character.
+
+    An embedding is printed as JSON, and a failed call as an empty line.
+    """
     if not result.ok:
         return ""
-    text = result.text or json.dumps(result.response)
-    return text.replace("\\", "\\\\").replace("\r", "\\r").replace("\n", "\\n")
+    text = (result.text or json.dumps(result.response)).replace("\\", "\\\\")
+    return escape_controls(text) if is_terminal else text.replace("\r", "\\r").replace("\n", "\\n")
 
 
-def _interrupted(job: Job, summary: Summary, total: int) -> str:
-    return f"interrupted: {summary.answered:,} of {total:,} prompts are answered; {_how_to_go_on(job)}"
-
-
-def _how_to_go_on(job: Job) -> str:
-    if job.output is None:
-        return "with -o OUTPUT, the next run would go on from there"
-    return "the same command again goes on from there"
+def _how_to_continue(options: RunOptions) -> str:
+    if options.output is None:
+        return "with -o OUTPUT, a run can be continued"
+    return "run the same command again to continue"

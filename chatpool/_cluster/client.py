@@ -1,10 +1,10 @@
 """chatpool on a Dask cluster that the user already runs (extra ``dask``).
 
 The caller keeps the prompts, the journal and the results. Batches of prompts go to the worker processes, each of which
-has one pool of the given settings; what is answered comes back while the batch goes on. A batch is for one worker only:
-if that is lost, Dask does not run it again elsewhere, but the caller sends out what it does not know the answer to.
+has one pool of the given settings; results come back while the batch goes on. A batch is pinned to one worker: if that
+is lost, Dask does not run the batch elsewhere, but the caller sends the prompts again that have no result yet.
 
-Source of what Dask promises: "Task Launch", "Queue" and "Worker Failure" in the documentation of dask.distributed.
+Source of Dask's guarantees: "Task Launch", "Queue" and "Worker Failure" in the documentation of dask.distributed.
 """
 
 from __future__ import annotations
@@ -17,18 +17,20 @@ import os
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Callable
+from typing import Any, Callable
 
 from chatpool._protocol.answers import Answers
-from chatpool._protocol.requests import Prompt, check_prompt, check_prompts
-from chatpool._protocol.results import ChatResult
+from chatpool._protocol.request_builder import Request, RequestBuilder
+from chatpool._protocol.requests import Prompt, check_prompts
+from chatpool._protocol.results import Attempt, ChatResult, PathLike
 from chatpool._protocol.settings import check_deadline, check_params, check_parse
-from chatpool._scheduling.job import Call, Reason, Run, unsent
+from chatpool._scheduling.call import unsent
+from chatpool._scheduling.job import Job, Reason
 from chatpool._scheduling.mapper import Mapper
+from chatpool._scheduling.reasons import deadline_passed, no_call_can_succeed
 from chatpool._scheduling.retry import is_fatal_for_all
-from chatpool._scheduling.scheduler import not_sent
 from chatpool.errors import CallError, ConfigurationError, NotSentError
 from chatpool.pool import ChatPool
 
@@ -36,22 +38,17 @@ try:
     from distributed import Client, Future, Queue, get_client, get_worker, secede
     from distributed.protocol.pickle import dumps, loads
 
-    from .worker import Batch, Lump, answer, share_budgets, stop
+    from .worker import Batch, Chunk, answer, share_budgets, stop
 except ImportError as error:
-    raise ImportError(
-        f"clusters are used through Dask, which is missing; pip install 'chatpool[dask]' ({error})"
-    ) from None
-
-if TYPE_CHECKING:
-    from chatpool._files.journal import PathLike
+    raise ImportError(f"chatpool.distributed needs Dask; install chatpool with its extra 'dask' ({error})") from None
 
 __all__ = ["imap_unordered", "map"]
 
 _logger = logging.getLogger("chatpool")
 
 _POLL = 0.05  # seconds between two looks at the queue
-_CHECK = 0.5  # seconds between two looks at who works
-_AHEAD = 2  # prompts at each worker for each of its places, so that none is idle while a batch is on its way
+_CHECK = 0.5  # seconds between two looks at the list of workers
+_AHEAD = 2  # prompts at each worker for each of its slots, so that none is empty while a batch is on its way
 _BATCHES = 4  # in which these come
 _MOST_BYTES = 2**20  # of prompts in a batch; Dask warns of tasks that are much larger
 _MOST_LOSSES = 3  # workers that a prompt may be lost with, like Dask's own allowed-failures
@@ -73,16 +70,13 @@ def map(
     ``pool``: its settings; ``max_workers`` is for each worker process, ``requests_per_minute`` and
     ``tokens_per_minute`` are for all of them together. A key from the environment is not sent along: the workers need
     it in theirs. ``client``: a ``distributed.Client``; default: the present one. ``parse`` runs on the workers, and so
-    must pickle, as must what it returns. ``on_result`` is called as ever, ``on_retry`` is not.
+    must pickle, as must what it returns. ``on_result`` is called as in ``ChatPool.map``, ``on_retry`` is not.
 
-    A prompt that was on the way when its worker was lost is sent again by another, three times at most. It is paid for
-    twice only if it was answered within the last tenth of a second, or was on the wire.
+    A prompt whose worker was lost is sent to another, until three workers were lost with it. It is paid for twice only if
+    it was in flight, or was answered within the last tenth of a second.
     """
     check_prompts(prompts)
-    items = list(enumerate(prompts))
-    for index, prompt in items:
-        check_prompt(prompt, index)
-    return mapper(pool, client, params, parse, deadline, progress, journal).map(items)
+    return mapper(pool, client, params, parse, deadline, progress, journal).map(enumerate(prompts))
 
 
 def imap_unordered(
@@ -98,7 +92,7 @@ def imap_unordered(
 ) -> Iterator[ChatResult]:
     """Yield the results as they come in, while prompts are read a little ahead of what the cluster can take.
 
-    ``ChatResult.index`` tells whose each is. See ``map`` and ``ChatPool.imap_unordered`` for the rest.
+    ``ChatResult.index`` is the prompt's. See ``map`` and ``ChatPool.imap_unordered`` for the rest.
     """
     check_prompts(prompts)
     return mapper(pool, client, params, parse, deadline, progress, journal).stream(prompts, in_order=False)
@@ -114,17 +108,21 @@ def mapper(
     journal: PathLike | None = None,
     **how: Any,
 ) -> Mapper:
-    """Return what sends prompts through a cluster, and otherwise does as the pool's own maps do."""
+    """Return the mapper of a job whose calls are made by a cluster."""
     check_parse(parse)
-    cluster = _Cluster(pool, _check_client(client or get_client()), check_params(params))
-    run = _ClusterRun(cluster, params=cluster.merged_params, parse=parse, deadline=check_deadline(deadline))
+    params = check_params(params)
+    cluster = Cluster(pool, _check_client(client or get_client()), params)
+    builder = RequestBuilder(pool._settings, params)
+    job = _ClusterJob(cluster, builder, parse=parse, deadline=check_deadline(deadline))
     shown = pool._progress if progress is None else progress
-    return Mapper(cluster, run, pool._settings, progress=shown, journal=journal, hooks=pool._hooks, **how)
+    return Mapper(job, progress=shown, journal=journal, callbacks=pool._callbacks, **how)
 
 
 def _leave_task_thread() -> None:
     """Within a Dask task, let others have its thread: this worker's own batches may need it."""
-    with contextlib.suppress(ValueError, AttributeError, KeyError):  # no worker; no thread of its; it has left already
+    with contextlib.suppress(
+        ValueError, AttributeError, KeyError
+    ):  # no Dask worker, or its thread has been left already
         get_worker()
         secede()
 
@@ -139,256 +137,275 @@ def _check_client(client: Client) -> Client:
     return client
 
 
-class _ClusterRun(Run):
-    """A run whose calls are made elsewhere. Everything happens in the thread that gathers."""
+class _ClusterJob(Job):
+    """A job whose calls are made elsewhere. Everything happens in the thread that waits for them."""
 
-    def __init__(self, cluster: _Cluster, **settings: Any) -> None:
-        super().__init__(cluster, **settings)  # type: ignore[arg-type]  # no call is made in this process
+    def __init__(self, cluster: Cluster, builder: RequestBuilder, **settings: Any) -> None:
+        super().__init__(cluster, builder, **settings)
         self._cluster = cluster
+        self.scheduled(cluster.waits)
 
     def gather(self, wanted: float, timeout: float) -> list[ChatResult]:
-        """Send out what may go, take in what came; wait for that at most so long."""
+        """Send what may be sent and take in what came, for at most ``timeout`` seconds."""
         if self.is_inherited:
             return super().gather(wanted, timeout)
         ends = min(time.monotonic() + timeout, self.deadline)
         try:
             while True:
-                self._cluster.tend(self, must_send=wanted > 0)
+                self._cluster.poll(self, must_send=wanted > 0)
                 fresh = super().gather(0, 0)
                 if fresh or not wanted or time.monotonic() >= ends:
                     return fresh
-                self._cluster.nap()
+                time.sleep(_POLL)
         except KeyboardInterrupt:
             self._cluster.take_in(self)
             raise
 
-    def stop(self, reason: Reason, *, cut: bool) -> None:
-        """Send nothing more; with ``cut``, have the workers give up what they are at."""
-        super().stop(reason, cut=cut)
-        if cut:
-            self._cluster.cancel()
-
-    def drop(self) -> None:
-        """Give everything up, because nobody wants the results."""
-        super().drop()
-        self._cluster.cancel()
-
 
 @dataclass
-class _Sent:
-    """A batch that is out: its worker, and its calls that were not heard of."""
+class _SentBatch:
+    """A batch that is out: its worker, and its requests that have no result yet."""
 
     worker: str
     future: Future
-    calls: dict[int, Call]
-    is_over: bool = False  # Dask has been seen to be through with it
+    requests: dict[int, Request]
+    is_over: bool = False  # Dask reported its end once
 
 
-class _Cluster:
-    """The worker processes, seen by one run: what is out at each of them. Used by one thread at a time."""
+class Cluster:
+    """The worker processes, as one job sees them. Used by one thread at a time."""
 
     def __init__(self, pool: ChatPool, client: Client, params: Mapping[str, Any]) -> None:
         settings = pool._settings
-        self.merged_params = {**settings.params, **params}
         self._params, self._client, self._pool = params, client, dumps(pool)
-        self._places = settings.max_workers
+        self._slots = settings.max_workers
         self._has_budget = settings.requests_per_minute is not None or settings.tokens_per_minute is not None
-        self._job = f"chatpool-{uuid.uuid4().hex}"
+        self._job_id = f"chatpool-{uuid.uuid4().hex}"
         self._queue: Queue | None = None
         self._inbox: deque[bytes] = deque()
         self._pid = os.getpid()
         self._is_over = False
+        self._reason: Reason | None = None  # why nothing more is sent
         self._workers: dict[str, int] = {}  # how many prompts are out at each
-        self._sent: dict[int, _Sent] = {}
-        self._again: deque[Call] = deque()  # their worker was lost
-        self._losses: Counter[int] = Counter()
+        self._todo: deque[Request] = deque()
+        self._sent: dict[int, _SentBatch] = {}
+        self._losses: Counter[int] = Counter()  # workers lost, by prompt
+        self.waits: Counter[str] = Counter()  # seconds that slots were empty, over all workers, by cause
         self._numbers = 0
         self._looked_at = self._counted_at = self._sent_at = -math.inf
 
-    # What a Mapper and a Run ask of an engine.
+    # The backend of a job.
 
     @property
-    def places(self) -> int:
+    def slots(self) -> int:
         """How many calls may be in flight at once, in all processes."""
-        return self._places * max(1, len(self._workers))
+        return self._slots * max(1, len(self._workers))
 
-    def start(self, run: Run, jobs: int) -> None:
-        """Make ready; calls go out when their results are waited for."""
+    def start(self, job: Job, requests: Sequence[Request]) -> None:
+        """Take requests in; they are sent while their results are waited for."""
         if self._queue is None:
             _leave_task_thread()
-            self._queue = Queue(self._job, client=self._client)
+            self._queue = Queue(self._job_id, client=self._client)
+        self._todo.extend(requests)
+        if self._reason is not None:
+            self._settle_unsent(job)
 
-    def end(self, run: Run) -> None:
-        """Forget a run: leave nothing of it on the scheduler."""
-        self.cancel()
+    def cancel(self, job: Job, reason: Reason) -> None:
+        """Send nothing more, and have the workers cancel what they have."""
+        if os.getpid() != self._pid:
+            return
+        self._stop_sending(job, reason)
+        for sent in self._sent.values():
+            job.settle(unsent(request, reason()) for request in sent.requests.values())
+        self._abort()
+
+    def wait_until_settled(self) -> None:
+        """Everything is settled at once."""
+
+    def forget(self, job: Job) -> None:
+        """Leave nothing of a job on the scheduler."""
+        self._abort()
         queue, self._queue = self._queue, None
         if queue is not None and os.getpid() == self._pid:
             with contextlib.suppress(Exception):  # the scheduler may be gone
                 queue.close()
 
-    # What a run asks of its cluster.
+    def adopt(self, outer: Job, inner: Job) -> None:
+        """No job is made by the parse of a cluster's job in this process."""
 
-    def tend(self, run: Run, *, must_send: bool) -> None:
-        """Do what is due: take results in, look who works, send batches out."""
+    def disown(self, outer: Job, inner: Job) -> None:
+        """As in ``adopt``."""
+
+    def call_back(self, function: Callable[[Any], Any], future: Any, began: float) -> None:
+        """No Future is made for a cluster."""
+
+    # What a job asks of its cluster.
+
+    def poll(self, job: Job, *, must_send: bool) -> None:
+        """Do what is due: take results in, look which workers there are, send batches."""
         now = time.monotonic()
+        if now >= job.deadline and self._reason is None:
+            self.take_in(job)
+            self.cancel(job, deadline_passed)
         if now - self._looked_at >= _POLL and self._sent:
-            self.take_in(run)
-            self._look_after(run)
+            self.take_in(job)
+            self._check_batches(job)
         if now - self._counted_at >= _CHECK:
-            self._count_workers(run)
+            self._count_workers(job)
         if must_send or now - self._sent_at >= _POLL:
-            self._send(run)
+            self._send(job)
 
-    def nap(self) -> None:
-        """Wait until it is time to look again."""
-        time.sleep(_POLL)
-
-    def take_in(self, run: Run) -> None:
+    def take_in(self, job: Job) -> None:
         """Settle the results that have come, each once."""
         self._client.sync(self._fetch)
         self._looked_at = time.monotonic()
         while self._inbox:
-            lump: Lump = loads(self._inbox[0])
-            self._take_in_lump(run, lump)
+            chunk: Chunk = loads(self._inbox[0])
+            self._take_in_chunk(job, chunk)
             self._inbox.popleft()  # last: interrupted before this, it is merely looked at again
 
-    def cancel(self) -> None:
-        """Have the workers give up what they are at."""
+    async def _fetch(self) -> None:
+        # On Dask's thread, so that the results it takes from the queue are kept even if Ctrl-C comes in between.
+        if self._queue is not None:
+            self._inbox.extend(await self._queue.get(batch=True, asynchronous=True))
+
+    def _take_in_chunk(self, job: Job, chunk: Chunk) -> None:
+        sent = self._sent.get(chunk.batch)
+        for bare, timeline in chunk.results:
+            request = sent.requests.pop(bare.index, None) if sent is not None else None
+            if sent is None or request is None:
+                continue  # its worker was taken for lost, and it is out again
+            self._workers[sent.worker] = self._workers.get(sent.worker, 0) - 1
+            self._settle(job, replace(bare, prompt=request.prompt), timeline)
+        if chunk.waits is not None and self._sent.pop(chunk.batch, None) is not None:
+            self.waits.update(chunk.waits)
+
+    def _settle(self, job: Job, result: ChatResult, timeline: Sequence[Attempt]) -> None:
+        if job.record is not None:
+            job.record(result, timeline)
+        job.settle([result])
+        if result.error is not None and _is_hopeless(result.error):
+            self._stop_sending(job, functools.partial(no_call_can_succeed, result.error))
+
+    def _stop_sending(self, job: Job, reason: Reason) -> None:
+        self._reason = self._reason or reason
+        self._settle_unsent(job)
+
+    def _settle_unsent(self, job: Job) -> None:
+        assert self._reason is not None
+        error = self._reason()  # one for all: there may be a million
+        todo, self._todo = self._todo, deque()
+        job.settle(unsent(request, error) for request in todo)
+
+    def _abort(self) -> None:
+        """Have the workers cancel what they have."""
         if self._is_over or os.getpid() != self._pid:
             return
         self._is_over = True
         if self._sent:
-            self._tell(stop, self._job)
+            self._run_on_workers(stop, self._job_id)
         for sent in self._sent.values():
             sent.future.release()  # an exception raised from it would keep it, and its task on the scheduler, alive
         self._sent.clear()
 
-    async def _fetch(self) -> None:
-        # On Dask's thread, so that what it has taken from the queue is here even if Ctrl-C comes in between.
-        if self._queue is not None:
-            self._inbox.extend(await self._queue.get(batch=True, asynchronous=True))
-
-    def _take_in_lump(self, run: Run, lump: Lump) -> None:
-        sent = self._sent.get(lump.batch)
-        for bare, timeline in lump.results:
-            call = sent.calls.pop(bare.index, None) if sent is not None else None
-            if sent is None or call is None:
-                continue  # it was taken for lost, and is out again
-            self._workers[sent.worker] = self._workers.get(sent.worker, 0) - 1
-            result = replace(bare, prompt=call.prompt)
-            call.attempts, call.timeline = result.attempts, list(timeline)
-            run.close(call, result)
-            if result.error is not None and _is_hopeless(result.error):
-                run.stop(functools.partial(not_sent, result.error), cut=False)
-        if lump.waits is not None and self._sent.pop(lump.batch, None) is not None:
-            run.waits.update(lump.waits)
-
-    def _look_after(self, run: Run) -> None:
-        """Raise what went wrong with a batch as a whole; send again what ended without its results."""
+    def _check_batches(self, job: Job) -> None:
+        """Raise an exception of a batch as a whole; send again what ended without its results."""
         for number, sent in list(self._sent.items()):
             status = sent.future.status
             if status == "error":
-                self._count_workers(run)
-                if number in self._sent:  # else it went down with its worker
+                self._count_workers(job)
+                if number in self._sent:  # else it was lost with its worker
                     raise sent.future.exception()
             elif sent.is_over:
-                self._give_back(run, number)
-            sent.is_over = status != "pending"  # its last results may still be on the queue: once more around
+                self._requeue(job, number)
+            sent.is_over = status != "pending"  # its last results may still be on the queue: one more look
 
-    def _count_workers(self, run: Run) -> None:
-        """Look which workers there are; share the budgets out anew if they are others than before."""
+    def _count_workers(self, job: Job) -> None:
+        """Look which workers there are; share the budgets among them again if they have changed."""
         self._counted_at = time.monotonic()
         present = set(self._client.nthreads())
         gone = self._workers.keys() - present
         if gone:
-            self.take_in(run)  # what they answered in their last moments
+            self.take_in(job)  # what they answered in their last moments
         for number, sent in list(self._sent.items()):
             if sent.worker in gone:
-                self._give_back(run, number)
+                self._requeue(job, number)
         if present == self._workers.keys():
             return
-        _logger.info(
-            "%d Dask workers, %d are new, %d are gone", len(present), len(present - self._workers.keys()), len(gone)
-        )
+        _logger.info("%d Dask workers: %d new, %d gone", len(present), len(present - self._workers.keys()), len(gone))
         self._workers = {worker: self._workers.get(worker, 0) for worker in present}
         if self._has_budget and present:
-            self._tell(share_budgets, self._pool, 1 / len(present))
+            self._run_on_workers(share_budgets, self._pool, 1 / len(present))
 
-    def _give_back(self, run: Run, number: int) -> None:
-        """Take a batch's calls back, to be sent to another worker."""
+    def _requeue(self, job: Job, number: int) -> None:
+        """Take a batch's requests back, to be sent to another worker."""
         sent = self._sent.pop(number)
         sent.future.release()
         if sent.worker in self._workers:
-            self._workers[sent.worker] -= len(sent.calls)
-        for call in sent.calls.values():
-            self._losses[call.index] += 1
-            if self._losses[call.index] < _MOST_LOSSES:
-                self._again.append(call)
+            self._workers[sent.worker] -= len(sent.requests)
+        for request in sent.requests.values():
+            self._losses[request.index] += 1
+            if self._losses[request.index] < _MOST_LOSSES:
+                self._todo.appendleft(request)
             else:
-                told = f"given up: {_MOST_LOSSES} workers were lost while they had this prompt"
-                run.close(call, unsent(call.index, call.prompt, NotSentError(told, code="workers_lost")))
+                message = f"cancelled: {_MOST_LOSSES} workers were lost while they had this prompt"
+                job.settle([unsent(request, NotSentError(message, code="workers_lost"))])
+        if self._reason is not None:
+            self._settle_unsent(job)
 
-    def _send(self, run: Run) -> None:
-        """Send batches to whoever has the fewest prompts, until all have enough or nothing is left."""
+    def _send(self, job: Job) -> None:
+        """Send batches to whichever worker has the fewest prompts, until all have enough or nothing is left."""
         self._sent_at = time.monotonic()
-        most = _AHEAD * self._places
+        most = _AHEAD * self._slots
         size = max(1, most // _BATCHES)
-        waiting = run.waiting + len(self._again)
-        while self._workers and waiting:
+        while self._workers and self._todo:
             worker = min(self._workers, key=self._workers.__getitem__)
-            share = math.ceil(waiting / len(self._workers))
-            calls = self._next_calls(run, min(size, share, most - self._workers[worker]))
-            if not calls:
+            share = math.ceil(len(self._todo) / len(self._workers))
+            requests = self._next_requests(min(size, share, most - self._workers[worker]))
+            if not requests:
                 return
-            self._submit(run, worker, calls)
-            waiting = run.waiting + len(self._again)
+            self._submit(job, worker, requests)
 
-    def _next_calls(self, run: Run, most: int) -> list[Call]:
-        calls: list[Call] = []
+    def _next_requests(self, most: int) -> list[Request]:
+        requests: list[Request] = []
         left = _MOST_BYTES
-        while len(calls) < most and left > 0:
-            call = self._again.popleft() if self._again else run.next_call(may_wait=False)
-            if call is None:
-                break
-            if call.stopped is not None:
-                run.close(call, call.result(call.stopped))
-                continue
-            calls.append(call)
-            left -= len(dumps(call.prompt))
-        return calls
+        while self._todo and len(requests) < most and left > 0:
+            requests.append(self._todo.popleft())
+            left -= len(dumps(requests[-1].prompt))
+        return requests
 
-    def _submit(self, run: Run, worker: str, calls: list[Call]) -> None:
+    def _submit(self, job: Job, worker: str, requests: list[Request]) -> None:
         self._numbers += 1
         batch = Batch(
-            self._job,
+            self._job_id,
             self._numbers,
             self._pool,
             1 / len(self._workers),
             self._params,
-            run.parse,
-            None if run.deadline == math.inf else max(0.0, run.deadline - time.monotonic()),
-            [(call.index, call.prompt) for call in calls],
+            job.parse,
+            None if job.deadline == math.inf else max(0.0, job.deadline - time.monotonic()),
+            [(request.index, request.prompt) for request in requests],
         )
         future = self._client.submit(
             answer,
             dumps(batch),
-            key=f"{self._job}-{self._numbers}",
+            key=f"{self._job_id}-{self._numbers}",
             workers=[worker],
             allow_other_workers=False,
         )
-        self._sent[self._numbers] = _Sent(worker, future, {call.index: call for call in calls})
-        self._workers[worker] += len(calls)
+        self._sent[self._numbers] = _SentBatch(worker, future, {request.index: request for request in requests})
+        self._workers[worker] += len(requests)
 
-    def _tell(self, what: Callable[..., None], *args: Any) -> None:
-        """Have a function run on the workers, past what they are at; one that is gone does not matter."""
+    def _run_on_workers(self, function: Callable[..., None], *args: Any) -> None:
+        """Run a function on every worker at once, bypassing its queue; ignore workers that are gone."""
         if self._client.asynchronous:  # the garbage collector runs this on Dask's own thread, which must not wait
             return
         with contextlib.suppress(Exception):
-            self._client.run(what, *args, workers=list(self._workers), on_error="ignore")
+            self._client.run(function, *args, workers=list(self._workers), on_error="ignore")
 
 
 def _is_hopeless(error: CallError) -> bool:
-    """Whether an error shows that no other prompt can be answered either."""
+    """Return whether an error shows that no other prompt can be answered either."""
     if isinstance(error, NotSentError):
         return error.code not in ("over_budget", "workers_lost")
     return is_fatal_for_all(error)

@@ -1,6 +1,6 @@
-"""What runs in a Dask worker process: batches of prompts go through that process's pool, results go back in lumps.
+"""What runs in a Dask worker process: batches of prompts go through that process's pool, results go back in chunks.
 
-The lumps go through a queue on the scheduler, so what was answered is known even if the worker is lost a moment later.
+The chunks go through a queue on Dask's scheduler, so that no answer is lost with its worker a moment later.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from distributed import Queue, get_client, get_worker, secede
 from distributed.protocol.pickle import dumps, loads
 
 from chatpool._protocol.results import Attempt, ChatResult, Parse
-from chatpool._scheduling.job import Indexed, Run
+from chatpool._scheduling.job import Job
 from chatpool.errors import ConfigurationError, NotSentError
 from chatpool.pool import ChatPool
 
-_LUMP = 0.1  # seconds between two lumps of a batch
+_CHUNK_EVERY = 0.1  # seconds between two chunks of a batch
 
 _lock = threading.Lock()
-_runs: dict[str, set[Run]] = {}  # those under way, by job
-_stopped: deque[str] = deque(maxlen=1000)  # jobs whose batches, should any still come, are not to be begun
+_jobs: dict[str, set[Job]] = {}  # those in progress here, by the caller's job
+_stopped: deque[str] = deque(maxlen=1000)  # the callers' jobs of which no batch is begun any more
 
 
-# Neither has a repr that shows what is in it: Dask logs that of what cannot be pickled, and there may be a key in it.
+# Neither has a repr with its contents: Dask logs the repr of an object that does not pickle, and there may be a key in it.
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,11 +41,11 @@ class Batch:
     params: Mapping[str, Any]
     parse: Parse | None
     deadline: float | None
-    prompts: Sequence[Indexed]
+    prompts: Sequence[tuple[int, Any]]
 
 
 @dataclass(frozen=True, repr=False)
-class Lump:
+class Chunk:
     """Some results of a batch, without their prompts. ``waits``: with the last of them, seconds by cause."""
 
     batch: int
@@ -58,8 +58,8 @@ def answer(pickled: bytes) -> None:
     secede()
     batch: Batch = loads(pickled)
     with closing(Queue(batch.job, client=get_client())) as queue:
-        for lump in _lumps(batch):
-            queue.put(_dumps(lump))
+        for chunk in _chunks(batch):
+            queue.put(_dumps(chunk))
 
 
 def share_budgets(pool: bytes, part: float) -> None:
@@ -67,30 +67,30 @@ def share_budgets(pool: bytes, part: float) -> None:
     loads(pool)._engine().share_budgets(part)
 
 
-def stop(job: str) -> None:
-    """Give up what is under way of a job, and begin no more of it."""
+def stop(job_id: str) -> None:
+    """Cancel the batches of a caller's job, and begin no more of them."""
     with _lock:
-        _stopped.append(job)
-        runs = list(_runs.get(job, ()))
-    for run in runs:
-        run.stop(_given_up, cut=True)
+        _stopped.append(job_id)
+        jobs = list(_jobs.get(job_id, ()))
+    for job in jobs:
+        job.stop(_stopped_by_caller)
 
 
-def _lumps(batch: Batch) -> Iterator[Lump]:
+def _chunks(batch: Batch) -> Iterator[Chunk]:
     pool = _pool_of(batch)
-    engine, run = pool._make_run(Run, batch.params, batch.parse, batch.deadline)
-    engine.share_budgets(batch.part)
+    job = pool._make_job(Job, batch.params, batch.parse, batch.deadline)
+    pool._engine().share_budgets(batch.part)
     timelines: dict[int, Sequence[Attempt]] = {}
-    run.record = lambda result, timeline: timelines.__setitem__(result.index, timeline)
+    job.record = lambda result, timeline: timelines.__setitem__(result.index, timeline)
     left = len(batch.prompts)
-    with _listed(batch.job, run):
-        engine.start(run, run.add(batch.prompts))
+    with _listed(batch.job, job):
+        job.backend.start(job, [job.builder.request(index, prompt) for index, prompt in batch.prompts])
         while left:
-            fresh = run.gather(left, _LUMP)
+            fresh = job.gather(left, _CHUNK_EVERY)
             left -= len(fresh)
             results = [(replace(result, prompt=None), timelines.pop(result.index, ())) for result in fresh]
             if results:
-                yield Lump(batch.number, results, None if left else dict(run.waits))
+                yield Chunk(batch.number, results, None if left else job.waits)
 
 
 def _pool_of(batch: Batch) -> ChatPool:
@@ -101,34 +101,34 @@ def _pool_of(batch: Batch) -> ChatPool:
     return pool
 
 
-def _dumps(lump: Lump) -> bytes:
+def _dumps(chunk: Chunk) -> bytes:
     try:
-        pickled: bytes = dumps(lump)
+        pickled: bytes = dumps(chunk)
     except Exception as error:  # noqa: BLE001 - what pickling raises depends on the object
         raise TypeError(f"what parse returned cannot be sent back from the Dask worker: {error}") from None
     return pickled
 
 
 @contextmanager
-def _listed(job: str, run: Run) -> Iterator[None]:
-    """Let ``stop`` find a run for as long as it lasts."""
+def _listed(job_id: str, job: Job) -> Iterator[None]:
+    """Let ``stop`` find a job for as long as it lasts."""
     with _lock:
-        _runs.setdefault(job, set()).add(run)
-        is_stopped = job in _stopped
+        _jobs.setdefault(job_id, set()).add(job)
+        is_stopped = job_id in _stopped
     try:
         if is_stopped:
-            run.stop(_given_up, cut=True)
+            job.stop(_stopped_by_caller)
         yield
     except BaseException:
-        run.stop(_given_up, cut=True)
+        job.stop(_stopped_by_caller)
         raise
     finally:
-        run.end()
+        job.end()
         with _lock:
-            _runs[job].discard(run)
-            if not _runs[job]:
-                del _runs[job]
+            _jobs[job_id].discard(job)
+            if not _jobs[job_id]:
+                del _jobs[job_id]
 
 
-def _given_up() -> NotSentError:
-    return NotSentError("given up: the run was stopped")
+def _stopped_by_caller() -> NotSentError:
+    return NotSentError("cancelled: the run was stopped")

@@ -1,4 +1,4 @@
-"""What a journal tells of the runs that wrote it: counts, and what went on at each time. Draws nothing."""
+"""The runs that wrote a journal: counts, and how much happened when. Pure but for ``read_history``."""
 
 from __future__ import annotations
 
@@ -10,96 +10,98 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
+from chatpool._protocol.results import PathLike
 from chatpool.errors import JournalError
 
-from .journal import Journal, PathLike
+from .journal import Journal
 
-_SILENCE = 5.0  # seconds without any call, from which on a run is over and what follows another
-_MOST_BINS = 150
+_IDLE_GAP = 5.0  # seconds without a call, after which a new run begins
+_MAX_BINS = 150
 _BIN_WIDTHS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 21600, 86400)  # seconds
-_REFUSAL = "RateLimitError"
-_MOST = 1e11
+_MAX_NUMBER = 1e11
+_RATE_LIMIT = "RateLimitError"
 
 
-class Spans:
-    """Intervals of time, of which it is asked how many there were at once. A million take 16 MB."""
+class Intervals:
+    """Intervals of time, and how many of them overlap when. A million take 16 MB."""
 
     def __init__(self) -> None:
         self._began, self._ended = array("d"), array("d")
 
     def add(self, began: float, ended: float) -> None:
-        """Take one in: seconds since the epoch."""
+        """Add an interval, in seconds since the epoch."""
         self._began.append(began)
         self._ended.append(max(began, ended))
 
-    def stretches(self) -> list[tuple[float, float]]:
-        """Return when there was any, with short silences counted in."""
-        found: list[tuple[float, float]] = []
+    def merged(self) -> list[tuple[float, float]]:
+        """Return the union of the intervals, with gaps of up to 5 seconds closed."""
+        merged: list[tuple[float, float]] = []
         for began, ended in sorted(zip(self._began, self._ended)):
-            if found and began <= found[-1][1] + _SILENCE:
-                found[-1] = found[-1][0], max(found[-1][1], ended)
+            if merged and began <= merged[-1][1] + _IDLE_GAP:
+                merged[-1] = merged[-1][0], max(merged[-1][1], ended)
             else:
-                found.append((began, ended))
-        return found
+                merged.append((began, ended))
+        return merged
 
     @property
     def covered(self) -> float:
-        """Seconds in which there was any."""
-        return sum(ended - began for began, ended in self.stretches())
+        """Length of the union, in seconds."""
+        return sum(ended - began for began, ended in self.merged())
 
     @property
     def total(self) -> float:
-        """Seconds of all of them, added up."""
+        """Sum of all lengths, in seconds."""
         return sum(self._ended) - sum(self._began)
 
     def means(self, edges: Sequence[float]) -> list[float]:
-        """Return how many there were on average between each edge and the next."""
-        began, ended = _Passed(self._began), _Passed(self._ended)
-        areas = [began.until(edge) - ended.until(edge) for edge in edges]
+        """Return the mean number of intervals between each edge and the next."""
+        began, ended = _PrefixSums(self._began), _PrefixSums(self._ended)
+        areas = [began.elapsed(edge) - ended.elapsed(edge) for edge in edges]
         return [(late - early) / (b - a) for early, late, a, b in zip(areas, areas[1:], edges, edges[1:])]
 
 
-class _Passed:
-    """Answers: how many seconds have passed since each of these moments, all added up?"""
+class _PrefixSums:
+    """Prefix sums over a set of instants."""
 
-    def __init__(self, moments: Sequence[float]) -> None:
-        self._moments = sorted(moments)
-        # From the first one on: the clock's own count is so large that small differences would drown in it.
-        self._zero = self._moments[0] if self._moments else 0.0
-        self._sums = [0.0, *accumulate(moment - self._zero for moment in self._moments)]
+    def __init__(self, instants: Sequence[float]) -> None:
+        self._instants = sorted(instants)
+        # Relative to the first one: seconds since the epoch are so large that small differences would be lost.
+        self._zero = self._instants[0] if self._instants else 0.0
+        self._sums = [0.0, *accumulate(instant - self._zero for instant in self._instants)]
 
-    def until(self, now: float) -> float:
-        count = bisect_left(self._moments, now)
+    def elapsed(self, now: float) -> float:
+        """Return the seconds from each instant before ``now`` to ``now``, summed."""
+        count = bisect_left(self._instants, now)
         return count * (now - self._zero) - self._sums[count]
 
 
-class Series:
-    """Amounts, each at a moment, of which it is asked how much there was from one moment to another."""
+class TimeSeries:
+    """Amounts, each at an instant, and their sums between two instants."""
 
     def __init__(self) -> None:
-        self._moments, self._amounts = array("d"), array("d")
+        self._instants, self._amounts = array("d"), array("d")
 
-    def add(self, moment: float, amount: float = 1) -> None:
-        """Take one in."""
-        self._moments.append(moment)
+    def add(self, instant: float, amount: float = 1) -> None:
+        """Add an amount."""
+        self._instants.append(instant)
         self._amounts.append(amount)
 
     @property
     def total(self) -> int:
-        """All amounts together."""
+        """Sum of all amounts."""
         return int(sum(self._amounts))
 
     def sums(self, edges: Sequence[float]) -> list[float]:
-        """Return how much there was from each edge to before the next."""
-        ordered = sorted(zip(self._moments, self._amounts))
-        moments = [moment for moment, _ in ordered]
-        sums = [0.0, *accumulate(amount for _, amount in ordered)]
-        places = [sums[bisect_left(moments, edge)] for edge in edges]
-        return [late - early for early, late in zip(places, places[1:])]
+        """Return the sum from each edge to the next, which is excluded."""
+        ordered = sorted(zip(self._instants, self._amounts))
+        instants = [instant for instant, _ in ordered]
+        prefix = [0.0, *accumulate(amount for _, amount in ordered)]
+        at_edges = [prefix[bisect_left(instants, edge)] for edge in edges]
+        return [late - early for early, late in zip(at_edges, at_edges[1:])]
 
 
 class Cause(NamedTuple):
-    """Why a prompt failed: the name of the error's class, and the server's words for it."""
+    """Why a prompt failed: the name of the error's class, the HTTP status, and the server's code."""
 
     name: str
     status: int | None
@@ -111,83 +113,94 @@ class Cause(NamedTuple):
 
 
 class History:
-    """The runs of one journal. Every line is a call that was made; the last one of a prompt tells how it ended."""
+    """All runs of one journal. Every line is a finished call; the one that counts gives its prompt's outcome."""
 
-    def __init__(self, documents: Iterable[tuple[Mapping[str, Any], bool]] = ()) -> None:
+    def __init__(self) -> None:
         self.requests = 0
-        self.latencies = array("d")  # seconds from the first try to the answer, waits included
+        self.latencies = array("d")  # seconds from a prompt's first attempt to its answer, waits included
         self.failures: Counter[Cause] = Counter()  # of prompts
-        self.examples: dict[Cause, str] = {}  # the message of each failure's first
-        self.setbacks: Counter[str] = Counter()  # of tries
-        self.calls, self.tries = Spans(), Spans()
-        self.refusals, self.tokens_in, self.tokens_out = Series(), Series(), Series()
-        for document, is_last in documents:
-            self.add(document, is_last=is_last)
+        self.examples: dict[Cause, str] = {}  # the first message of each cause
+        self.failed_attempts: Counter[str] = Counter()
+        self.calls, self.attempts = Intervals(), Intervals()
+        self.rate_limited, self.tokens_in, self.tokens_out = TimeSeries(), TimeSeries(), TimeSeries()
 
     @property
     def prompts(self) -> int:
-        """How many the journal knows."""
+        """The number of prompts."""
         return len(self.latencies) + sum(self.failures.values())
 
-    def add(self, document: Mapping[str, Any], *, is_last: bool) -> None:
-        """Take a line in; ``is_last``: it is its prompt's last."""
-        ours = document["chatpool"]
-        self.requests += int(_number(ours["attempts"]))
-        began, elapsed = _number(ours["started"]), _number(ours["elapsed"])
+    def add(self, document: Mapping[str, Any], *, counts: bool) -> None:
+        """Add a line. ``counts``: whether it gives its prompt's outcome."""
+        own = document["chatpool"]
+        self.requests += int(_number(own["attempts"]))
+        began, elapsed = _number(own["started"]), _number(own["elapsed"])
         self.calls.add(began, began + elapsed)
-        self._add_tries(began, ours.get("tries") or [(0.0, elapsed, None)])
-        self._add_tokens(began + elapsed, ((document["response"] or {}).get("body") or {}).get("usage") or {})
-        if is_last and document["error"] is None:
+        self._add_attempts(began, own.get("tries") or [(0.0, elapsed, None)])
+        self._add_tokens(began + elapsed, document["response"])
+        if counts and document["error"] is None:
             self.latencies.append(elapsed)
-        elif is_last:
-            self._add_failure(document["error"], ours)
+        elif counts:
+            self._add_failure(document["error"], own)
 
     def edges(self) -> list[list[float]]:
-        """Cut the time of each run into bins of about equal width. Seconds since the epoch."""
-        runs = [(start, max(end, start + _BIN_WIDTHS[0])) for start, end in self.calls.stretches()]
+        """Divide each run into bins of about equal width; return the edges, in seconds since the epoch."""
+        runs = [(start, max(end, start + _BIN_WIDTHS[0])) for start, end in self.calls.merged()]
         busy = sum(end - start for start, end in runs)
-        width = next((width for width in _BIN_WIDTHS if busy / width <= _MOST_BINS), _BIN_WIDTHS[-1])
-        return [_cut(start, end, max(1, round((end - start) / width))) for start, end in runs]
+        width = next((width for width in _BIN_WIDTHS if busy / width <= _MAX_BINS), _BIN_WIDTHS[-1])
+        return [_divide(start, end, max(1, round((end - start) / width))) for start, end in runs]
 
-    def _add_tries(self, began: float, tries: Iterable[tuple[float, float, str | None]]) -> None:
-        for start, end, error in tries:
-            self.tries.add(began + _number(start), began + _number(end))
+    def _add_attempts(self, began: float, attempts: Iterable[tuple[float, float, str | None]]) -> None:
+        for start, end, error in attempts:
+            self.attempts.add(began + _number(start), began + _number(end))
             if error is not None:
-                self.setbacks[str(error)] += 1
-            if error == _REFUSAL:
-                self.refusals.add(began + end)
+                self.failed_attempts[str(error)] += 1
+            if error == _RATE_LIMIT:
+                self.rate_limited.add(began + end)
 
-    def _add_tokens(self, moment: float, usage: Mapping[str, Any]) -> None:
-        # Chat completions and embeddings name them so; the Responses API otherwise.
-        self.tokens_in.add(moment, _number(usage.get("prompt_tokens") or usage.get("input_tokens") or 0))
-        self.tokens_out.add(moment, _number(usage.get("completion_tokens") or usage.get("output_tokens") or 0))
+    def _add_tokens(self, instant: float, response: Any) -> None:
+        # Chat completions and embeddings use the first name of each pair, the Responses API the second.
+        self.tokens_in.add(instant, _tokens(response, "prompt_tokens", "input_tokens"))
+        self.tokens_out.add(instant, _tokens(response, "completion_tokens", "output_tokens"))
 
-    def _add_failure(self, error: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-        cause = Cause(str(ours.get("error")), ours.get("status_code"), error.get("code"))
+    def _add_failure(self, error: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+        cause = Cause(str(own.get("error")), own.get("status_code"), error.get("code"))
         self.failures[cause] += 1
         self.examples.setdefault(cause, str(error.get("message")))
 
 
-def _cut(start: float, end: float, bins: int) -> list[float]:
-    return [start + (end - start) * n / bins for n in range(bins)] + [math.nextafter(end, math.inf)]
-
-
 def read_history(path: PathLike) -> History:
-    """Read a journal, also one that is being written. Raises JournalError for what is none."""
-    history, number = History(), 0
+    """Read a journal, even while a run writes it. Raises JournalError for any other file or an invalid line."""
+    history = History()
     with Journal(path, is_read_only=True) as journal:
-        for number, (document, is_last) in enumerate(journal.documents(), 1):
+        for number, (document, counts) in enumerate(journal.documents(), 1):
             try:
-                history.add(document, is_last=is_last)
+                history.add(document, counts=counts)
             except (AttributeError, KeyError, TypeError, ValueError):
                 raise JournalError(
-                    f"{journal.path}: line {number} was changed by other hands, and tells nothing"
+                    f"{journal.path}: line {number} was edited, and its 'chatpool' fields are invalid; "
+                    "remove the line, or restore the file"
                 ) from None
     return history
 
 
+def _divide(start: float, end: float, bins: int) -> list[float]:
+    return [start + (end - start) * n / bins for n in range(bins)] + [math.nextafter(end, math.inf)]
+
+
 def _number(value: Any) -> float:
-    """Return a number as a journal may hold it: seconds, of which there were never more than that, or tokens."""
-    if not isinstance(value, (int, float)) or not 0 <= value < _MOST:
+    """Return a number of seconds or attempts; raise ValueError for any other value."""
+    if not _is_valid(value):
         raise ValueError(value)
-    return value
+    return float(value)
+
+
+def _tokens(response: Any, *names: str) -> float:
+    """Return the first usable count in a response's usage, 0 without any: servers send all kinds of values there."""
+    for field in ("body", "usage"):
+        response = response.get(field) if isinstance(response, dict) else None
+    usage = response if isinstance(response, dict) else {}
+    return next((usage[name] for name in names if _is_valid(usage.get(name))), 0)
+
+
+def _is_valid(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < _MAX_NUMBER

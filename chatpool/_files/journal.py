@@ -1,8 +1,8 @@
-"""The journal: a file with one line for every finished call, written as it finishes, from which a run is resumed.
+"""The journal: a file with one line for every finished call, written as the call finishes, from which a run resumes.
 
-A line is one ``write`` at the end of the file, so a process that is killed loses none that was written, and leaves at
-worst a torn one, which the next run cuts off. The file is synced to the disk once a second and at the end: that second
-is what a failure of power can cost. A lock on the file, which dies with its process, keeps a second run out.
+Each line is one ``write`` at the end of the file. A process that is killed loses no line that it wrote, and leaves at
+worst an incomplete one, which the next run cuts off. The file is synced to the disk within a second and at the end, so
+a power failure can cost that second. A lock on the file, which ends with its process, keeps a second run out.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import math
 import os
 import stat
 import threading
@@ -17,113 +18,126 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from types import TracebackType
-from typing import Any, Callable, Union
+from typing import Any, BinaryIO, Callable
 
-from chatpool._protocol.requests import BatchRequest, path_of
-from chatpool._protocol.results import Attempt, ChatResult, Parse
+from chatpool._protocol.request_builder import Request
+from chatpool._protocol.requests import BatchRequest
+from chatpool._protocol.results import Attempt, ChatResult, Parse, PathLike
 from chatpool.errors import DeadlineError, JournalError, NotSentError
 
-from .batch_format import BEGINNING, OUR_ID, Key, digest_of, is_json, key_of, line_of, parse_head, parse_line, result_of
+from .batch_format import ID_PREFIX, LINE_START, Key, key_of, line_of, load, parse_head, parse_line, result_of
+from .permissions import PRIVATE, make_private
+from .sync import Syncer
 
 try:
     import fcntl
 except ImportError:  # Windows has no such locks
     fcntl = None  # type: ignore[assignment]
 
-PathLike = Union[str, "os.PathLike[str]"]
-
-_SYNC_EVERY = 1.0  # seconds
+_FIRST_PIECE = 2**16  # bytes, read to see whether a file is a journal
+_MAX_LINE = 2**28  # bytes; four times the largest answer that is accepted
+_APPEND = os.O_APPEND | os.O_CREAT
+_GRACE = 0.1  # seconds that close() waits for the disk after the deadline or an exception
 _open_journals: weakref.WeakSet[Journal] = weakref.WeakSet()
 
 
 class Journal:
     """The file: locked while it is open, repaired and indexed when it is opened.
 
-    The index holds two numbers for each request, whatever the size of its answer: about 110 bytes.
+    The index holds two numbers for each request, about 110 bytes, whatever the size of its answer.
+    ``deadline``: the reading of ``time.monotonic()`` from which on ``close`` does not wait for the disk.
     """
 
-    def __init__(self, path: PathLike, *, is_read_only: bool = False) -> None:
+    def __init__(self, path: PathLike, *, is_read_only: bool = False, deadline: float = math.inf) -> None:
         self.path = os.fspath(path)
-        self._file = _open(self.path, os.O_RDONLY if is_read_only else os.O_RDWR | os.O_APPEND | os.O_CREAT)
-        # Opened once more, because what is written moves the place where its own handle reads.
-        self._reader = io.BufferedReader(_open(self.path, os.O_RDONLY), 2**15)
-        # One that its own thread can take twice: the collector may close an iterator that was dropped in mid-append.
+        self._deadline = deadline
+        # Reentrant: the garbage collector may close an abandoned iterator, and this journal with it, during append().
         self._writing = threading.RLock()
         self._is_closed = False
-        self._synced_at = time.monotonic()
-        try:
+        self._syncer: Syncer | None = None
+        with contextlib.ExitStack() as stack:  # closes the files if a later step fails
+            flags = os.O_RDONLY if is_read_only else os.O_RDWR
+            self._file = stack.enter_context(_open(self.path, flags if is_read_only else flags | _APPEND))
+            _open_journals.add(self)  # from now on a forked child has something to close
+            # Opened a second time, because writing moves the position at which the first one reads.
+            self._reader = stack.enter_context(io.BufferedReader(_open(self.path, flags), 2**15))
             if not is_read_only:
                 _lock(self._file.fileno(), self.path)
-            self._index, self._end = index(self._reader, self.path)
+            self._index, self._end = scan(self._reader, self.path)
             if not is_read_only:
-                self._mend_end()
-        except BaseException:
-            self._reader.close()
-            self._file.close()
-            raise
-        _open_journals.add(self)
+                make_private(self._file.fileno(), self.path)
+                self._repair_end()
+                # Not a copy of the first descriptor, because that would keep the lock until the last sync is done.
+                self._syncer = Syncer(os.dup(self._reader.fileno()), self.path, self._end)
+                weakref.finalize(self, self._syncer.stop)  # or a journal that nobody closes would leave its thread
+            stack.pop_all()
 
     def find(self, key: Key) -> Mapping[str, Any] | None:
-        """Return the last line for this request, parsed: the last good one, if there is any."""
-        found = self._index.get(_number_of_key(key))
-        if found is None:
+        """Return the line that counts for a request, parsed: the last good one, or else the last; None without any."""
+        entry = self._index.get(_hash_of_key(key))
+        if entry is None:
             return None
-        self._reader.seek(found >> 1)
+        self._reader.seek(entry >> 1)
         return parse_line(self._reader.readline())
 
     def documents(self) -> Iterator[tuple[Mapping[str, Any], bool]]:
-        """Yield every line, parsed, and whether it is the one of its request that counts."""
+        """Yield every line, parsed, and whether it is the one that counts for its request."""
         self._reader.seek(0)
-        place = 0
-        while place < self._end:
+        offset = 0
+        while offset < self._end:
             line = self._reader.readline()
             document = parse_line(line)
-            if document is not None:  # only its ends were looked at before
-                yield document, self._index[_number_of_key(key_of(document))] >> 1 == place
-            place += len(line)
+            if document is not None:  # the scan looked only at the ends of the line
+                yield document, self._index[_hash_of_key(key_of(document))] >> 1 == offset
+            offset += len(line)
 
     def append(self, line: bytes) -> None:
-        """Write a line, from any thread. Raises JournalError where it cannot be; the file then ends as it did before.
+        """Write a line; thread-safe. Drops it after ``close``: its call was cancelled.
 
-        What comes after the end of the run, which gave it up, is dropped.
+        Raises JournalError if it cannot be written, and leaves the file as it was before; also if a sync has failed.
         """
         with self._writing:
-            if self._is_closed:
+            if self._is_closed or self._syncer is None:
                 return
+            self._syncer.check()
             try:
                 self._write(line)
-            except ValueError:  # closed just now, by the collector, in this thread
+            except ValueError:  # the garbage collector has just closed the file, in this thread
                 return
-            is_due = time.monotonic() - self._synced_at >= _SYNC_EVERY
-            if is_due:
-                self._synced_at = time.monotonic()
-        if is_due:
-            self._sync()
+            self._syncer.request(self._end)
 
     def close(self) -> None:
-        """Sync the file and let it go. Closing again does nothing, and a forked child's lock may be held for ever."""
-        if self._is_closed:
+        """Release the lock, and wait until every line is synced to the disk, or for the deadline. Idempotent.
+
+        Raises JournalError if a sync failed. After the deadline the last sync continues in the background.
+        """
+        self._close(self._deadline)
+
+    def leave_to_parent(self) -> None:
+        """Close a forked child's copies, which would hold the lock after the parent's end."""
+        self._file.close()
+        if not self._is_closed and self._syncer is not None:
+            self._syncer.leave_to_parent()
+        self._is_closed = True
+
+    def _close(self, deadline: float) -> None:
+        if self._is_closed:  # checked without the lock first: a forked child may have inherited it locked
             return
         with self._writing:
             if self._is_closed:
                 return
             self._is_closed = True
-        try:
-            self._sync()
-        finally:
-            self._reader.close()
-            self._file.close()
+        _unlock(self._file.fileno())
+        self._file.close()
+        self._reader.close()
+        if self._syncer is not None:
+            self._syncer.finish(max(_GRACE, deadline - time.monotonic()))
 
-    def leave_to_parent(self) -> None:
-        """In a forked child: close what it inherited, or it would hold the lock when its parent is gone."""
-        if not self._is_closed:
-            self._is_closed = True
-            self._file.close()
-
-    def _mend_end(self) -> None:
-        """Cut off the torn line of a run that was killed; end the last line, if an editor left it without."""
+    def _repair_end(self) -> None:
+        """Cut off the incomplete last line of a killed run, or add the newline that an editor left out."""
         if self._end != os.fstat(self._file.fileno()).st_size:
             self._file.truncate(self._end)
         if self._end:
@@ -134,26 +148,13 @@ class Journal:
     def _write(self, line: bytes) -> None:
         rest = memoryview(line)
         try:
-            while rest:  # one write, but for a disk that is nearly full
+            while rest:  # one write, unless the disk is nearly full
                 rest = rest[self._file.write(rest) :]
         except OSError as error:
             with contextlib.suppress(OSError):
                 self._file.truncate(self._end)
-            raise _refuse(self.path, "written", error) from None
+            raise _failure(self.path, "written", error) from None
         self._end += len(line)
-
-    def _sync(self) -> None:
-        """Have the disk hold what was written. Raises JournalError also where that is no longer the file's."""
-        end = self._end
-        try:
-            os.fsync(self._file.fileno())
-            now = os.fstat(self._file.fileno())
-        except ValueError:  # closed meanwhile, and synced by that
-            return
-        except OSError as error:
-            raise _refuse(self.path, "synced to the disk", error) from None
-        if not now.st_nlink or now.st_size < end:
-            raise JournalError(f"the journal {self.path} was removed, replaced or cut short while it was written")
 
     def __enter__(self) -> Journal:
         return self
@@ -161,125 +162,140 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # What ends a run with an error, Ctrl-C for one, is what the caller is to see.
-        with contextlib.suppress(JournalError) if error is not None else contextlib.nullcontext():
+        if error is None:
             self.close()
+            return
+        with contextlib.suppress(JournalError):  # the caller needs to see the exception that ended the run, at once
+            self._close(-math.inf)
 
 
 class JournalView:
-    """One run's view of a journal: which prompts have a good answer in it, and where the new ones go.
+    """One run's view of a journal: which prompts have a good answer in it, and where the new results go.
 
-    A prompt without a name of its own is named after what is asked; the second of two equal ones gets a number. To
-    count them takes about 80 bytes for each, unless it is known beforehand which are repeated (``repeats``, by
-    ``number_of``). ``retries_failed``: whether what failed before is asked again.
+    A prompt without a custom_id gets the hash of its request for one; the second of two equal prompts gets a number
+    after it. Counting them takes about 80 bytes each, unless ``repeats`` says which ones are repeated, by ``hash64``
+    of their hash. ``retries_failed``: whether prompts that failed before are sent again.
     """
 
     def __init__(
         self,
         journal: Journal | None,
-        body_of: Callable[[Any], dict[str, Any]],
+        digest_of: Callable[[Request], str],
         parse: Parse | None,
         *,
         retries_failed: bool = True,
         repeats: Container[int] | None = None,
     ) -> None:
-        self._journal, self._body_of, self._parse = journal, body_of, parse
+        self._journal, self._digest_of, self._parse = journal, digest_of, parse
         self._retries_failed, self._repeats = retries_failed, repeats
-        self._keys: dict[int, Key] = {}  # of the prompts that are not done
-        self._seen: Counter[int] = Counter()  # unnamed ones, by digest
+        self._keys: dict[int, Key] = {}  # of the prompts without a result, by index
+        self._counts: Counter[int] = Counter()  # of the prompts without a custom_id, by hash64
 
-    def find(self, index: int, prompt: Any) -> ChatResult | None:
-        """Return what the journal holds for the next prompt, None if it is to be asked. Ask for each once, in order."""
-        key = self._keys[index] = self._key(prompt)
+    def find(self, request: Request) -> ChatResult | None:
+        """Return the journal's result for the next prompt, None if it has to be sent. Call once a prompt, in order."""
+        key = self._keys[request.index] = self._key(request)
         document = self._journal.find(key) if self._journal else None
         if document is None or key_of(document) != key:
             return None
-        result = result_of(document, index, prompt)
-        if result is None or not (result.ok or not self._retries_failed) or not self._parses(result):
+        result = result_of(document, request.index, request.prompt)
+        if result is None or (self._retries_failed and not result.ok):
             return None
-        del self._keys[index]
+        result = self._parsed(result)
+        if result is not None:
+            del self._keys[request.index]
         return result
 
     def record(self, result: ChatResult, timeline: Sequence[Attempt] = ()) -> None:
-        """Write a finished call down. What was given up is not finished."""
+        """Write a finished call's line. A call that was cancelled is not finished."""
         key = self._keys.pop(result.index)
         if self._journal and not isinstance(result.error, (NotSentError, DeadlineError)):
             self._journal.append(line_of(result, key, timeline))
 
-    def _key(self, prompt: Any) -> Key:
-        digest = digest_of(path_of(prompt), self._body_of(prompt))
+    def _key(self, request: Request) -> Key:
+        digest, prompt = self._digest_of(request), request.prompt
         if isinstance(prompt, BatchRequest) and prompt.custom_id is not None:
             return Key(prompt.custom_id, digest)
-        number, count = number_of(digest), 1
+        number, count = hash64(digest), 1
         if self._repeats is None or number in self._repeats:
-            self._seen[number] += 1
-            count = self._seen[number]
+            self._counts[number] += 1
+            count = self._counts[number]
         return Key(digest if count == 1 else f"{digest}-{count}", digest)
 
-    def _parses(self, result: ChatResult) -> bool:
-        """Put ``parse``'s value into a result from the journal; False if it refuses the text now."""
+    def _parsed(self, result: ChatResult) -> ChatResult | None:
+        """Return a result with the value of ``parse``; None if ``parse`` now rejects its text."""
         if self._parse is None or not result.ok:
-            return True
+            return result
         try:
-            object.__setattr__(result, "value", self._parse(result.text or ""))
+            return replace(result, value=self._parse(result.text or ""))
         except ValueError:
-            return False
+            return None
         except Exception as error:
             error.prompt_index = result.index  # type: ignore[attr-defined]
             raise
-        return True
 
 
-def index(reader: Any, path: str) -> tuple[dict[int, int], int]:
-    """Read a journal through. Return for each request where the line that counts begins, its last good one or else
-    its last, twice that number and one more for a good answer; and where the last whole line ends.
+def scan(reader: BinaryIO, path: str) -> tuple[dict[int, int], int]:
+    """Read a journal from start to end; return its index, and the offset at which its last complete line ends.
 
-    Raises JournalError for any other kind of file.
+    The index has an entry for each request: the offset of its last good line, or else of its last line, times two, plus
+    one for a good line. Raises JournalError for any other kind of file, and reads only the first piece of most.
     """
-    found: dict[int, int] = {}
+    index: dict[int, int] = {}
     end = 0
-    for number, line in enumerate(reader, 1):
-        is_whole = line.endswith(b"\n") or parse_line(line) is not None  # an editor may have left the last without
-        told = parse_head(line) if is_whole else None
-        if told is None:
-            # A journal that is being written may have grown since.
+    _check_first_piece(reader, path)
+    for number, line in enumerate(iter(lambda: reader.readline(_MAX_LINE), b""), 1):
+        if len(line) == _MAX_LINE:
+            raise _not_a_journal(path, number)
+        is_complete = line.endswith(b"\n") or parse_line(line) is not None
+        head = parse_head(line) if is_complete else None
+        if head is None:
+            # Without a newline it was the last line when it was read, even if a run has written more since.
             if _is_torn(line, is_first=number == 1) and (not line.endswith(b"\n") or not reader.read(1)):
                 break
-            raise JournalError(f"{path} is no journal: line {number} was not written by chatpool; it was left as it is")
-        key, is_good = told
-        request = _number_of_key(key)
-        if is_good or not found.get(request, 0) & 1:
-            found[request] = end << 1 | is_good
+            raise _not_a_journal(path, number)
+        key, is_good = head
+        request = _hash_of_key(key)
+        if is_good or not index.get(request, 0) & 1:
+            index[request] = end << 1 | is_good
         end += len(line)
-    return found, end
+    return index, end
+
+
+def _check_first_piece(reader: BinaryIO, path: str) -> None:
+    """Refuse a file with a huge first line that shows no sign of a journal, before the rest of it is read."""
+    piece = reader.readline(_FIRST_PIECE)
+    is_journal = piece.lstrip().startswith(b"{") and (b'"chatpool' in piece or b'"custom_id"' in piece)
+    if len(piece) == _FIRST_PIECE and not is_journal:
+        raise _not_a_journal(path, 1)
+    reader.seek(0)
 
 
 def _is_torn(line: bytes, *, is_first: bool) -> bool:
-    """Whether a last line may be one of ours, cut off; after a failure of power it may be all zeros.
+    """Whether a last line may be the incomplete line of a killed run, or the zeros that a power failure leaves.
 
-    Of a file with no other line, it must be seen to be ours.
+    A file's only line has to show that chatpool wrote it.
     """
     if not line.strip(b"\0\n"):
         return b"\0" in line and not is_first
-    is_ours = line.startswith(BEGINNING + OUR_ID * is_first) or (BEGINNING.startswith(line) and not is_first)
-    return is_ours and not line.endswith(b"\n") and not is_json(line)
+    is_start = line.startswith(LINE_START + ID_PREFIX * is_first) or (LINE_START.startswith(line) and not is_first)
+    return is_start and not line.endswith(b"\n") and load(line) is None
 
 
-def number_of(name: str) -> int:
-    """Return 64 bits that stand for a name."""
+def hash64(name: str) -> int:
+    """Return a hash of 64 bits."""
     return int.from_bytes(blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
-def _number_of_key(key: Key) -> int:
-    return number_of(f"{key.custom_id} {key.digest}")
+def _hash_of_key(key: Key) -> int:
+    return hash64(f"{key.custom_id} {key.digest}")
 
 
 def _open(path: str, flags: int) -> io.FileIO:
     try:
-        # Without O_NONBLOCK, a pipe that nobody writes to would hold us up before it can be refused.
-        fd = os.open(path, flags | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0), 0o600)
+        # Without O_NONBLOCK, opening a pipe would wait for its other end before the pipe can be refused.
+        fd = os.open(path, flags | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0), PRIVATE)
     except OSError as error:
-        raise _refuse(path, "opened", error) from None
+        raise _failure(path, "opened", error) from None
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise JournalError(f"the journal {path} must be a regular file")
@@ -293,12 +309,28 @@ def _lock(fd: int, path: str) -> None:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            raise _refuse(path, "locked", error) from None
-        raise JournalError(f"the journal {path} is in use by another run; wait for it, or take another file") from None
+            raise _failure(path, "locked", error) from None
+        raise JournalError(
+            f"the journal {path} is in use by another run; wait until it ends, or use another file"
+        ) from None
 
 
-def _refuse(path: str, what: str, error: OSError) -> JournalError:
-    return JournalError(f"the journal {path} cannot be {what}: {error.strerror}")
+def _unlock(fd: int) -> None:
+    """Release the lock at once. Closing does not, while a child forked a moment ago has its copy of the file open."""
+    if fcntl is not None:
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def _failure(path: str, action: str, error: OSError) -> JournalError:
+    return JournalError(f"the journal {path} cannot be {action}: {error.strerror}")
+
+
+def _not_a_journal(path: str, number: int) -> JournalError:
+    return JournalError(
+        f"{path} is not a chatpool journal: line {number} was not written by chatpool; "
+        "it was left as it is; use another file"
+    )
 
 
 def _leave_all_to_parent() -> None:

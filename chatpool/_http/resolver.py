@@ -1,4 +1,4 @@
-"""Look-ups of names. Nothing can cut one that hangs, so each has a daemon thread, and who waits for it can go."""
+"""Name look-ups. Nothing can abort one that hangs, so each runs in a daemon thread that need not be waited for."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 
 from .cancel import CancelScope
 
-_TICK = 0.05  # seconds between two looks whether a waiting call was cut
+_TICK = 0.05  # seconds between two checks whether a waiting attempt was aborted
 
 
 class Resolver:
-    """Looks names up; one look-up serves all who ask for the same name meanwhile."""
+    """Looks names up; one look-up serves all calls that need the same name meanwhile."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._under_way: dict[tuple[Any, ...], Future[list[Any]]] = {}
 
     def look_up(self, scope: CancelScope, host: str, *details: Any) -> list[Any]:
-        """Return what ``socket.getaddrinfo`` returns; raise what it raises, or TimeoutError if the try is cut."""
+        """Return what ``socket.getaddrinfo`` returns; raise its errors, or TimeoutError if the attempt is aborted."""
         if _is_address(host):
             return socket.getaddrinfo(host, *details)
         with self._lock:
@@ -30,7 +30,7 @@ class Resolver:
         while not scope.is_cut and not found.done():
             wait([found], _TICK)
         if not found.done():
-            raise TimeoutError("the look-up of the name was cut")
+            raise TimeoutError("the look-up of the name was aborted")
         failure = found.exception()
         if failure is not None:
             raise copy.copy(failure)
@@ -40,7 +40,7 @@ class Resolver:
         future = self._under_way[asked] = Future()
         try:
             threading.Thread(target=self._run, args=(asked, future), name="chatpool-lookup", daemon=True).start()
-        except RuntimeError as failure:  # no thread to be had
+        except RuntimeError as failure:  # no thread can be started
             del self._under_way[asked]
             future.set_exception(OSError(f"the name cannot be looked up: {failure}"))
         return future
@@ -48,7 +48,7 @@ class Resolver:
     def _run(self, asked: tuple[Any, ...], future: Future[list[Any]]) -> None:
         try:
             found: list[Any] | Exception = socket.getaddrinfo(*asked)
-        except Exception as failure:  # noqa: BLE001 - raised again where the name was asked for
+        except Exception as failure:  # noqa: BLE001 - raised again in the thread that asked
             found = failure
         with self._lock:
             del self._under_way[asked]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping
-from http.client import HTTPException, IncompleteRead
+import zlib
+from collections.abc import Iterator
+from http.client import HTTPException
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Callable
-from urllib.parse import unquote_plus, urlsplit
+from urllib.parse import urlsplit
 
 import requests
 import urllib3
@@ -24,27 +24,30 @@ from chatpool._protocol.settings import Settings
 from chatpool.errors import APIConnectionError, APITimeoutError, CallError, ConfigurationError, InvalidResponseError
 
 from .cancel import CancelScope
-from .connections import PoolAdapter, present, use_our_pools
-from .failures import WHERE, forget_frames, judge_failure
-from .fast_path import Plain
+from .connections import current
+from .environment import find_route, resolve_environment
+from .failures import causes, forget_frames, judge_failure, proxy_refusal
+from .fast_path import FastResponse, copy_headers
+from .framing import MAX_BODY, BodyTooLarge, MalformedReply
+from .pools import PoolAdapter, use_our_pools
+from .redaction import Redactor, redact_urllib3_log, secrets_in, secrets_of_query
+from .repeats import RepeatedReply
 
-LookUp = Callable[..., list[Any]]  # socket.getaddrinfo, with the try's scope before its arguments
+LookUp = Callable[..., list[Any]]  # socket.getaddrinfo, with the attempt's scope before its arguments
 
-MAX_ANSWER = 64 * 2**20  # bytes of one answer, decompressed
 _MAX_ERROR_BODY = 64 * 2**10  # bytes read of an error's body
 _PIECE = 64 * 2**10  # bytes read at a time
-_CREDENTIAL_NAME = re.compile(r"auth|key|token|secret|password|cookie|sig", re.IGNORECASE)
-_SHORTEST_SECRET = 8  # characters; blotting out shorter ones would blot out words
 
-# What belongs to a parent process is kept, never closed: closing could wait for a lock that nobody holds here.
-abandoned: list[object] = []
+# Objects inherited through fork() are kept alive and never closed: their locks may be held by threads that do not exist
+# here.
+inherited_from_parent: list[object] = []
 
-# In which process adapters of users' making were put to use. One that comes from elsewhere may hold connections which
-# another process uses, too.
-_homes: weakref.WeakKeyDictionary[HTTPAdapter, int] = weakref.WeakKeyDictionary()
-_FIRST_HOME = os.getpid()  # in which nothing can be inherited from a user of this module
+# The process in which each user's adapter was first used. One from another process may hold connections that are still
+# used there.
+_adapter_pids: weakref.WeakKeyDictionary[HTTPAdapter, int] = weakref.WeakKeyDictionary()
+_IMPORT_PID = os.getpid()  # nothing was inherited there
 # The transports that send through a Session of the user's, each with its process and address.
-_sharers: weakref.WeakKeyDictionary[requests.Session, set[tuple[int, str, int]]] = weakref.WeakKeyDictionary()
+_users_of_session: weakref.WeakKeyDictionary[requests.Session, set[tuple[int, str, int]]] = weakref.WeakKeyDictionary()
 
 
 class _Bearer(AuthBase):
@@ -69,15 +72,24 @@ class Transport:
     """
 
     def __init__(self, settings: Settings, session: requests.Session | None, user_agent: str, look_up: LookUp) -> None:
-        self._settings, self._look_up = settings, look_up
+        self._settings, self._look_up, self._shown_url = settings, look_up, settings.shown_url
         self._is_own = session is None
         self.session = _new_session() if session is None else session
         self._mount(settings)
-        self._secrets = settings.secrets + _secrets_of_query(settings.base_url)
         self._user_agent = user_agent
+        in_query = secrets_of_query(settings.base_url)
+        self.redact = Redactor(settings.secrets + in_query)
         self._templates = {CHAT_PATH: self._prepare_template(CHAT_PATH)}
-        self._secrets += _secrets_in(self._templates[CHAT_PATH].headers)
-        self._options = self._resolve_environment(settings)
+        self.redact = Redactor(settings.secrets + in_query + secrets_in(self._templates[CHAT_PATH].headers))
+        if in_query:
+            redact_urllib3_log(self.redact)
+        self._options = {
+            **resolve_environment(self.session, settings.chat_url, is_loopback=settings.is_loopback),
+            "stream": True,
+            "allow_redirects": False,
+            "timeout": (settings.connect_timeout, settings.read_timeout),
+        }
+        self._route = find_route(settings.chat_url, settings.shown_url, self._options["proxies"])
         self._auth_each_time = None if settings.api_key or self._is_own else self.session.auth
         _warn_of_plain_http(settings)
 
@@ -87,29 +99,25 @@ class Transport:
             self.session.close()
             return
         # Of two pools on one Session the later's adapter serves both; the last to leave closes it.
-        sharers, me = _sharers.setdefault(self.session, set()), self._share
-        sharers.discard(me)
+        users, me = _users_of_session.setdefault(self.session, set()), self._as_user
+        users.discard(me)
         mounted = self.session.get_adapter(self._settings.chat_url)
-        is_last = all(share[:2] != me[:2] for share in list(sharers))
+        is_last = all(user[:2] != me[:2] for user in list(users))
         for adapter in (self._adapter, mounted):
             if isinstance(adapter, PoolAdapter) and (is_last or adapter is not mounted):
                 adapter.close()
-
-    def redact(self, text: str) -> str:
-        """Blot the secrets out of a text."""
-        for secret in self._secrets:
-            text = text.replace(secret, "[redacted]")
-        return text
 
     def send(self, path: str, payload: bytes, scope: CancelScope) -> Reply:
         """Send a request and read the whole reply; raise the CallError that says why there is none."""
         request = self._request(path, payload)
         failure: CallError | None = None
         scope.set_timeout("connect", self._settings.connect_timeout + self._settings.read_timeout)
-        present.scope, present.settings, present.look_up = scope, self._settings, self._look_up
+        current.scope, current.settings, current.look_up = scope, self._settings, self._look_up
+        current.asked, current.is_repeated = zlib.crc32(payload), False
         try:
-            response = self.session.send(request, **self._options)
-            reply = self._read(response)
+            reply = self._read(self.session.send(request, **self._options))
+            if current.is_repeated:
+                raise RepeatedReply("the server sent the previous reply again")
         except CallError as error:
             failure = error
         except (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError) as error:
@@ -118,7 +126,7 @@ class Transport:
             failure = self._translate(error, scope)
             forget_frames(error)
         finally:
-            del present.scope
+            del current.scope
             is_cut = scope.end()
         # Raised outside the except block: requests' errors carry the request, and the request the key.
         if is_cut:
@@ -128,23 +136,23 @@ class Transport:
         return reply
 
     def _mount(self, settings: Settings) -> None:
-        """Put our adapter in place of requests' own; one of the user's making stays."""
+        """Replace requests' own adapter by ours; the user's own kind of adapter stays."""
         url = settings.chat_url
         self._adapter = PoolAdapter(settings.max_workers)
         found = self.session.get_adapter(url)
         if type(found) in (HTTPAdapter, PoolAdapter):
-            prefix = url.split("://")[0] + "://" if self._is_own else settings.shown_url
+            prefix = url.split("://")[0] + "://" if self._is_own else self._shown_url
             self.session.mount(prefix, self._adapter)
         elif isinstance(found, HTTPAdapter):
-            if _homes.get(found) != os.getpid() and (len(found.poolmanager.pools) or found.proxy_manager):
-                if os.getpid() != _FIRST_HOME:
-                    abandoned.append((found.poolmanager, found.proxy_manager))
+            if _adapter_pids.get(found) != os.getpid() and (len(found.poolmanager.pools) or found.proxy_manager):
+                if os.getpid() != _IMPORT_PID:
+                    inherited_from_parent.append((found.poolmanager, found.proxy_manager))
                 vars(HTTPAdapter)["__setstate__"](found, vars(HTTPAdapter)["__getstate__"](found))
-            _homes[found] = os.getpid()
+            _adapter_pids[found] = os.getpid()
             use_our_pools(found.poolmanager)
         if not self._is_own:
-            self._share = (os.getpid(), settings.shown_url, id(self))
-            _sharers.setdefault(self.session, set()).add(self._share)
+            self._as_user = (os.getpid(), self._shown_url, id(self))
+            _users_of_session.setdefault(self.session, set()).add(self._as_user)
 
     def _prepare_template(self, path: str) -> requests.PreparedRequest:
         settings = self._settings
@@ -160,26 +168,13 @@ class Transport:
         except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
             raise ConfigurationError(f"base_url or headers cannot be used: {self.redact(str(error))}") from None
 
-    def _resolve_environment(self, settings: Settings) -> dict[str, Any]:
-        """Proxies and CA bundle, once. requests would read the whole environment for each call."""
-        session, url = self.session, settings.chat_url
-        # requests lets REQUESTS_CA_BUNDLE override a Session's own verify (psf/requests#3829); told outright it holds.
-        verify = None if session.verify is True else session.verify
-        found = session.merge_environment_settings(url, {}, True, verify, None)
-        if settings.is_loopback:
-            found["proxies"] = dict(session.proxies)
-        if isinstance(found["verify"], str) and not os.path.exists(found["verify"]):
-            raise ConfigurationError(f"no CA bundle at {found['verify']!r}; mend REQUESTS_CA_BUNDLE or verify")
-        timeout = (settings.connect_timeout, settings.read_timeout)
-        return {**found, "stream": True, "allow_redirects": False, "timeout": timeout}
-
     def _request(self, path: str, payload: bytes) -> requests.PreparedRequest:
         template = self._templates.get(path)
         if template is None:
             template = self._templates[path] = self._prepare_template(path)
         request = requests.PreparedRequest()  # its own copy() would copy a cookie jar, too
         request.method, request.url, request.hooks = template.method, template.url, template.hooks
-        request.headers = template.headers.copy()
+        request.headers = copy_headers(template.headers)
         request.body = payload
         request.headers["Content-Length"] = str(len(payload))
         if self._auth_each_time is not None:  # it may sign the body
@@ -187,59 +182,34 @@ class Transport:
         return request
 
     def _read(self, response: requests.Response) -> Reply:
-        ok = response.status_code == 200
-        body, shown = bytearray(), self._settings.shown_url
-        if ok and isinstance(response.raw, Plain):
-            return Reply(200, response.headers, response.content, self.redact, shown)
-        try:
-            for piece in _pieces(response):
-                body += piece
-                if len(body) > (MAX_ANSWER if ok else _MAX_ERROR_BODY):
-                    break
-            else:
-                if ok:
-                    _check_length(response, len(body))
-                return Reply(response.status_code, response.headers, bytes(body), self.redact, shown)
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError):
-            if ok:
-                raise
-        finally:
-            response.close()  # what was not read to its end is closed, never reused
-        if ok:
-            told = f"the answer is larger than {MAX_ANSWER // 2**20} MiB"
-            raise InvalidResponseError(told, status_code=200, code="too_large")
-        return Reply(response.status_code, response.headers, bytes(body[:_MAX_ERROR_BODY]), self.redact, shown)
+        """Read the reply: all of an answer, of an error's body as much as can be had."""
+        status, ok = response.status_code, 200 <= response.status_code < 300
+        if status == 407 and self._route.proxy is not None:
+            response.close()
+            raise APIConnectionError(proxy_refusal(self._route), code="proxy_authentication")
+        if isinstance(response.raw, FastResponse):
+            return Reply(status, response.headers, response.content, self.redact, self._shown_url)
+        body, failure = _read_body(response, MAX_BODY if ok else _MAX_ERROR_BODY)
+        if ok and failure is not None:
+            if any(isinstance(cause, BodyTooLarge) for cause in causes(failure)):
+                message = f"the answer is larger than {MAX_BODY // 2**20} MiB"
+                raise InvalidResponseError(message, status_code=status, code="too_large")
+            raise failure
+        return Reply(status, response.headers, body, self.redact, self._shown_url)
 
     def _translate(self, error: BaseException, scope: CancelScope) -> CallError:
-        kind, code, told = judge_failure(error)
+        kind, code, message = judge_failure(error, self._route)
         if kind is APITimeoutError:
             return scope.timeout_error()
-        if code in WHERE:
-            told = f"{told} ({self._settings.shown_url})"
         if scope.is_stale and kind is APIConnectionError:
-            code, told = "stale_connection", "the server had closed the kept connection"
-        return kind(self.redact(told), code=code)
+            code, message = "stale_connection", "the server had closed the kept connection"
+        return kind(self.redact(message), code=code)
 
 
 def _new_session() -> requests.Session:
     session = requests.Session()
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # a jar that fills up slows every call
     return session
-
-
-def _secrets_in(headers: Mapping[str, str]) -> list[str]:
-    """Return the values of headers that hold credentials by their names, and what follows a scheme in them."""
-    values = [str(value) for name, value in headers.items() if _CREDENTIAL_NAME.search(name)]
-    return [
-        secret for value in values for secret in (value, value.partition(" ")[2]) if len(secret) >= _SHORTEST_SECRET
-    ]
-
-
-def _secrets_of_query(url: str) -> list[str]:
-    """Return the values of a query's fields that hold credentials by their names, as they stand there and decoded."""
-    fields = [field.partition("=") for field in urlsplit(url).query.split("&")]
-    values = [value for name, _, value in fields if _CREDENTIAL_NAME.search(name)]
-    return [secret for value in values for secret in (value, unquote_plus(value)) if len(secret) >= _SHORTEST_SECRET]
 
 
 def _warn_of_plain_http(settings: Settings) -> None:
@@ -250,17 +220,29 @@ def _warn_of_plain_http(settings: Settings) -> None:
         )
 
 
+def _read_body(response: requests.Response, limit: int) -> tuple[bytes, Exception | None]:
+    """Read a body; return what could be had of it, and the reason if that is not all."""
+    body = bytearray()
+    failure: Exception | None = None
+    try:
+        for piece in _pieces(response):
+            body += piece
+            if len(body) > limit:
+                failure = BodyTooLarge()
+                break
+    except (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError) as error:
+        failure = error
+    except ValueError as error:  # urllib3's, of a body that makes no sense to it
+        failure = MalformedReply(str(error))
+    finally:
+        response.close()  # a connection whose reply was not read to its end is closed, never reused
+    return bytes(body[:limit]), failure
+
+
 def _pieces(response: requests.Response) -> Iterator[bytes]:
     pieces: Iterator[bytes | str] = response.iter_content(_PIECE)
     for piece in pieces:
         yield piece if isinstance(piece, bytes) else piece.encode()
-
-
-def _check_length(response: requests.Response, length: int) -> None:
-    """urllib3 1.26 takes a body cut short for a whole one."""
-    declared = response.headers.get("content-length", "")
-    if "content-encoding" not in response.headers and declared.isdecimal() and int(declared) > length:
-        raise IncompleteRead(b"", int(declared) - length)
 
 
 def _is_of_the_wire(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""``Answers``: the list that a whole map returns."""
+"""``Answers``: the list that ``map`` returns."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from chatpool.errors import NotSentError
 from .results import ChatResult, Usage
 from .summary import Summary
 
-# Stands for a ``parse`` that could not be pickled; not callable, so that no later use of it passes unnoticed.
+# Replaces a ``parse`` that could not be pickled. Not callable, so that calling it by mistake fails.
 UNPICKLABLE_PARSE: Any = "this parse could not be pickled"
 
 
 class Answers(list[Any]):
     """The answers of one map, in the order of the prompts; None where a call failed.
 
-    A plain list in every respect, so ``==``, JSON and pandas work. ``results`` holds a ``ChatResult`` for every
-    prompt, ``wall`` the seconds that the map took, ``limited_by`` the limit that held it back most, ``waits`` the
-    seconds that its calls waited, all added up, by cause; ``params``, ``parse``, ``journal`` and ``dedupe`` are what
-    ``ChatPool.retry`` uses again. ``resumed`` holds the indexes of the answers that came from the journal.
+    A list in every respect, so ``==``, JSON and pandas work. ``results``: a ``ChatResult`` for every prompt. ``wall``:
+    seconds that the map took. ``limited_by``: its bottleneck. ``waits``: seconds spent waiting, summed over calls, by
+    cause. ``resumed``: indexes of the answers that came from the journal. ``params``, ``parse``, ``journal`` and
+    ``dedupe`` are kept for ``ChatPool.retry``.
     """
 
     def __init__(
@@ -48,19 +48,19 @@ class Answers(list[Any]):
 
     @property
     def failures(self) -> list[ChatResult]:
-        """The results of the calls that failed."""
+        """The results of the failed calls."""
         return [result for result in self.results if not result.ok]
 
     @property
     def usage(self) -> Usage:
-        """Tokens of all answers together."""
+        """The tokens of all results, summed."""
         return sum((result.usage for result in self.results if result.usage), Usage())
 
     def raise_for_failures(self) -> None:
-        """Raise the first failure, if there is one; its message tells how many there are.
+        """Raise the first failure, if there is one; its message includes the number of failures.
 
-        What is raised has the class and the fields of that call's error, which is its ``__cause__``. A call that
-        was never sent is passed over for the failure that stopped it.
+        The exception has the class and the fields of that call's error, which is its ``__cause__``. A NotSentError is
+        raised only if there is no other failure, because another call caused it.
         """
         failures = self.failures
         if not failures:
@@ -72,22 +72,19 @@ class Answers(list[Any]):
         raise error from first.error
 
     def summary(self) -> str:
-        """Say in a few lines what was answered, what failed and why, and what it took."""
+        """Return a few lines: how many prompts were answered or failed and why, requests, tokens and time."""
         summary = Summary()
         for result in self.results:
             summary.add(result, is_resumed=result.index in self.resumed)
         return "\n".join(summary.format(self.wall, self.limited_by, self.waits))
 
     def __getstate__(self) -> dict[str, Any]:
-        """The answers travel also where ``parse`` cannot, such as a lambda; ``ChatPool.retry`` asks for it then."""
-        import pickle  # noqa: PLC0415 - it is loaded already where this is asked for
+        """Pickle without a ``parse`` that cannot be pickled, such as a lambda; ``ChatPool.retry`` then asks for it."""
+        import pickle  # noqa: PLC0415 - the caller has imported it already
 
         state = dict(self.__dict__)
         try:
             pickle.dumps(self.parse)
-        except Exception:  # noqa: BLE001 - pickle raises PicklingError, AttributeError, TypeError and what objects raise
+        except Exception:  # noqa: BLE001 - PicklingError, AttributeError, TypeError, or what the object raises
             state["parse"] = UNPICKLABLE_PARSE
         return state
-
-    def __repr__(self) -> str:
-        return super().__repr__()

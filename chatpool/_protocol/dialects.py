@@ -71,8 +71,8 @@ def finish_meaning(reason: Any) -> str | None:
 # HTTP statuses that do not mean what their class says. Every other 4xx is final, every 5xx is tried again.
 
 TRANSIENT_STATUSES = [
-    (408, "Request Timeout", "RFC 9110; OpenAI's SDK tries it again"),
-    (409, "Conflict", "OpenAI's SDK tries it again"),
+    (408, "Request Timeout", "RFC 9110; retried by OpenAI's SDK, too"),
+    (409, "Conflict", "retried by OpenAI's SDK, too"),
     (424, "generation failed", "TGI, Bedrock"),
     (425, "Too Early", "RFC 8470"),
     (429, "rate limit", "RFC 6585; a spent account has the same status, see the codes"),

@@ -1,4 +1,4 @@
-"""Prompt → request body. Pure: no I/O, no clock."""
+"""Validates prompts and turns them into request bodies. Pure: no I/O, no clock."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Prompt = Union[str, list[dict[str, Any]], dict[str, Any]]
 CHAT_PATH = "/v1/chat/completions"
 BYTES_A_TOKEN = 4
 TOKENS_A_PICTURE = 1000  # a guess: OpenAI counts 85 to 1,105 for a picture, and far fewer for its base64's bytes
-_MISSING = ("NoneType", "NAType", "NaTType")  # types of None and of pandas' marks for what is missing
+_MISSING = ("NoneType", "NAType", "NaTType")  # types of None and of pandas' missing values
 _VERSION = "/v1"
 _MEDIA_TYPE = re.compile(r"image|audio|video|file|document")
 _BASE64 = re.compile(r"data:|[A-Za-z0-9+/=_-]{100}")
@@ -22,7 +22,7 @@ _encoder = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """A prompt with a name of its own, as files of requests hold them. ``path``: where its body is posted to."""
+    """A prompt with a name, as in the Batch API's input files. ``path``: the endpoint that it is posted to."""
 
     prompt: Any
     custom_id: str | None = None
@@ -30,8 +30,8 @@ class BatchRequest:
 
 
 def check_prompts(prompts: Any) -> None:
-    """Refuse what can be iterated but is no series of prompts: one lone prompt, a table, which yields its columns."""
-    if hasattr(type(prompts), "columns"):  # a DataFrame of pandas, polars and others, none of which is imported for it
+    """Raise TypeError for an iterable that is not a series of prompts: a single prompt, a dict, a table."""
+    if hasattr(type(prompts), "columns"):  # a DataFrame of pandas, polars or another library; iterating yields columns
         raise TypeError(
             f'prompts is a whole {type(prompts).__name__}; pass one of its columns, such as frame["prompt"]'
         )
@@ -49,10 +49,17 @@ def check_prompts(prompts: Any) -> None:
 
 
 def check_prompt(prompt: Any, index: int) -> None:
-    """Raise TypeError, with the index, for what can be no prompt, or ValueError for what JSON cannot carry."""
+    """Raise TypeError, with the index, for an invalid prompt, or ValueError if JSON cannot represent it."""
+    check_shape(prompt, index)
+    fields = prompt.prompt if isinstance(prompt, BatchRequest) else prompt
+    if not isinstance(fields, str):
+        encode(fields, f"prompt {index}")
+
+
+def check_shape(prompt: Any, index: int) -> None:
+    """Raise TypeError, with the index, for an invalid prompt. Does not check whether JSON can represent it."""
     if isinstance(prompt, BatchRequest):
         if path_of(prompt) != CHAT_PATH:
-            encode(prompt.prompt, f"prompt {index}")
             return
         prompt = prompt.prompt
     if isinstance(prompt, str):
@@ -69,19 +76,18 @@ def check_prompt(prompt: Any, index: int) -> None:
             f"prompt {index}: a prompt is a str, a list of message dicts or a dict of body fields, "
             f"not {type(prompt).__name__}{_hint(prompt)}"
         )
-    encode(prompt, f"prompt {index}")
 
 
 def _hint(prompt: Any) -> str:
-    # pandas' NA refuses to be compared, even with itself.
+    # The type is checked first, because pandas' NA raises when it is compared.
     missing = type(prompt).__name__ in _MISSING or (isinstance(prompt, float) and prompt != prompt)
     return "; drop missing values first" if missing else ""
 
 
 def build_body(prompt: Any, *, model: str, system: str | None, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Put a request body together: the prompt's own fields override ``params``, which override the rest."""
+    """Return a request's body: the prompt's own fields override ``params``, which override ``model``."""
     if isinstance(prompt, BatchRequest):
-        if path_of(prompt) != CHAT_PATH:  # what its fields are is another endpoint's business
+        if path_of(prompt) != CHAT_PATH:  # other endpoints have other fields
             return {**params, **prompt.prompt}
         prompt = prompt.prompt
     body: dict[str, Any] = {"model": model, **params}
@@ -96,9 +102,9 @@ def build_body(prompt: Any, *, model: str, system: str | None, params: Mapping[s
 
 
 def encode(value: Any, name: str) -> bytes:
-    """Return JSON bytes; a TypeError or ValueError names what cannot be sent.
+    """Return JSON bytes; raise TypeError or ValueError, with ``name``, for a value that JSON cannot represent.
 
-    Escapes to ASCII, so that a lone surrogate in a prompt cannot break the request, and refuses NaN, which is no JSON.
+    Escapes to ASCII, so that a lone surrogate in a prompt is valid in the request. NaN is not valid JSON.
     """
     try:
         return _encoder.encode(value).encode("ascii")
@@ -167,7 +173,7 @@ def _base64_bytes(value: Any) -> int:
 
 
 def longest_answer(body: Mapping[str, Any]) -> int | None:
-    """Return the tokens that an answer may have; None if the request sets no limit."""
+    """Return the most tokens that the answer can have; None if the request sets no limit."""
     longest = body.get("max_completion_tokens") or body.get("max_tokens")
     copies = body.get("n") or 1
     return longest * copies if isinstance(longest, int) and isinstance(copies, int) else None

@@ -1,13 +1,15 @@
-"""What comes back: one ``ChatResult`` a prompt, ``Usage`` in tokens, and ``Answers``, the list of a whole map."""
+"""The result of a call: ``ChatResult``, with ``Usage`` in tokens. Also ``Retry`` and ``Estimate``."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, Union
 
 from chatpool.errors import CallError
 
 Parse = Callable[[str], Any]
+PathLike = Union[str, "os.PathLike[str]"]
 
 
 @dataclass(frozen=True)
@@ -35,27 +37,27 @@ class Usage:
 
 
 class Attempt(NamedTuple):
-    """One request for a prompt, and what came of it. Times are seconds since the call's first attempt began."""
+    """One request for a prompt. Times are in seconds from the start of the call's first attempt."""
 
     began: float
     ended: float
-    error: str | None  # the name of its class
+    error: str | None  # the name of the error's class, None if it succeeded
 
 
 @dataclass(frozen=True)
 class ChatResult:
     """The outcome of one prompt.
 
-    ``index``: the prompt's place in the input, from 0. ``text``: the answer's text. ``value``: ``parse(text)``,
-    or the text where no ``parse`` was given; None if the call failed. ``reasoning``: what the model thought before it
-    answered, where the server shows it, or None. ``finish_reason``: why the model stopped, in OpenAI's words:
-    ``"length"`` means that the answer was cut at the token limit. ``usage``: tokens of all tries together, or None
-    if the server did not say. ``response``: the server's whole reply as a dict, also for a failed call where the
-    reply was JSON. ``request_id``: the server's id of the request. ``attempts``: HTTP requests sent. ``elapsed``:
-    seconds from the first of them to the outcome, waits included. ``error``: why it failed, or None.
+    ``index``: the prompt's position in the input, from 0. ``text``: the answer's text. ``value``: ``parse(text)``, or
+    the text without a ``parse``; None if the call failed. ``reasoning``: the model's reasoning, if the server returns
+    it. ``finish_reason``: why the model stopped, in OpenAI's words; ``"length"`` means that the answer was truncated at
+    the token limit. ``usage``: tokens of all attempts, summed; None if the server sent no usage. ``response``: the
+    server's reply as a dict, also of a failed call if the reply was JSON. ``request_id``: the server's id of the
+    request. ``attempts``: HTTP requests sent. ``elapsed``: seconds from the first of them to the outcome, waits
+    included. ``error``: why the call failed, or None.
     """
 
-    # dataclass(slots=True) needs Python 3.10; declared by hand it forbids defaults, which nobody misses here.
+    # dataclass(slots=True) needs Python 3.10. Slots declared by hand do not allow defaults.
     __slots__ = (
         "attempts",
         "elapsed",
@@ -98,21 +100,21 @@ class ChatResult:
         return message if isinstance(message, dict) else {}
 
     def for_duplicate(self, index: int, prompt: Any) -> ChatResult:
-        """Return the outcome of an equal prompt that was not sent: the same, but it cost nothing."""
+        """Return the result of an equal prompt that was not sent: the same answer, at no cost."""
         changes = {"index": index, "prompt": prompt, "usage": None, "attempts": 0, "elapsed": 0.0}
         return replace(self, **changes)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Before Python 3.11 a frozen class with slots does not unpickle by itself.
+        # Before Python 3.11, pickle cannot restore a frozen dataclass with slots.
         return type(self), tuple(getattr(self, name) for name in self.__dataclass_fields__)
 
 
 @dataclass(frozen=True)
 class Retry:
-    """What ``on_retry`` is told: a try failed, and there will be another.
+    """The argument of ``on_retry``: an attempt failed, and a retry will follow.
 
-    ``attempt``: requests sent so far for this prompt. ``error``: what went wrong this time. ``wait``: seconds until the
-    next try, at the least.
+    ``attempt``: requests sent so far for this prompt. ``error``: why this one failed. ``wait``: least seconds until the
+    retry.
     """
 
     index: int
@@ -124,9 +126,9 @@ class Retry:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What prompts would take, if no try failed. Tokens are a guess: one for four bytes of the request.
+    """The cost of a map in which no attempt fails. Prompt tokens are estimated as one for four bytes of the request.
 
-    ``most_completion_tokens``: the longest answers that the requests allow; None if one of them sets no limit.
+    ``most_completion_tokens``: tokens of the longest answers that the requests allow; None if a request sets no limit.
     """
 
     calls: int

@@ -1,4 +1,4 @@
-"""What the user asked for, checked. Every complaint names the setting and the remedy, and never shows a key."""
+"""Validates a pool's settings. Every error names the setting and the remedy, and none shows a key."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ Timeout = Union[float, tuple[float, float]]
 
 @dataclass(frozen=True)
 class Settings:
-    """The checked settings of a pool."""
+    """The validated settings of a pool."""
 
     max_workers: int
     model: str
     api_key: str | None = field(repr=False)
     key_is_from_environment: bool
-    has_own_auth: bool  # the user's Session or headers bring credentials
+    has_own_auth: bool  # the user's Session or headers contain credentials
     base_url: str = field(repr=False)
     system: str | None = field(repr=False)
     params: Mapping[str, Any] = field(repr=False)
@@ -50,11 +50,11 @@ class Settings:
 
     @property
     def chat_url(self) -> str:
-        """The address that prompts are posted to; a query string of the base URL is kept."""
+        """The URL that chat prompts are posted to; it keeps the base URL's query string."""
         return self.url_for(CHAT_PATH)
 
     def url_for(self, path: str) -> str:
-        """The address of an endpoint that a Batch file names as ``/v1/…``."""
+        """Return the URL of an endpoint; ``path``: ``/v1/…``, as in a Batch file."""
         parts = urlsplit(self.base_url)
         base = parts.path.rstrip("/")
         if base.endswith(_CHAT):
@@ -77,9 +77,9 @@ class Settings:
 
     @property
     def secrets(self) -> list[str]:
-        """What must never be shown."""
-        held = [value for name, value in self.headers.items() if name.lower() in _CREDENTIAL_HEADERS]
-        return [secret for secret in [self.api_key, *held] if secret]
+        """The keys that must never be shown."""
+        keys = [value for name, value in self.headers.items() if name.lower() in _CREDENTIAL_HEADERS]
+        return [key for key in [self.api_key, *keys] if key]
 
 
 def make_settings(
@@ -99,9 +99,9 @@ def make_settings(
     tokens_per_minute: float | None,
     has_own_auth: bool,
 ) -> Settings:
-    """Check everything and read the environment; raise ConfigurationError for what cannot work.
+    """Validate every setting and read the environment; raise ConfigurationError for an invalid setting.
 
-    ``has_own_auth``: the user's Session brings its own credentials, so no key is needed or looked for.
+    ``has_own_auth``: the user's Session has credentials, so no key is needed.
     """
     headers = _check_headers(headers)
     url = _check_base_url(base_url if base_url is not None else os.environ.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL)
@@ -110,7 +110,7 @@ def make_settings(
     settings = Settings(
         max_workers=_check_count("max_workers", max_workers),
         model=_check_text("model", model),
-        api_key=None if api_key is None else _check_secret("api_key", api_key),
+        api_key=None if api_key is None else _check_key("api_key", api_key),
         key_is_from_environment=api_key is None and not has_own_auth,
         has_own_auth=has_own_auth,
         base_url=url,
@@ -129,36 +129,36 @@ def make_settings(
 
 
 def find_key(settings: Settings) -> Settings:
-    """Fill in the environment's key if it is to be used; raise ConfigurationError if there is none and it is needed.
+    """Fill in the key from the environment, unless another is given; raise ConfigurationError if OpenAI needs one.
 
-    Other credentials keep the environment's key at home: it belongs to somebody else.
+    With other credentials the environment's key is not sent: it is probably for another server.
     """
-    found = settings.api_key
+    key = settings.api_key
     if settings.key_is_from_environment:
-        found = _check_secret("OPENAI_API_KEY", os.environ.get("OPENAI_API_KEY", ""))
+        key = _check_key("OPENAI_API_KEY", os.environ.get("OPENAI_API_KEY", ""))
     elif settings.has_own_auth:
         return settings
-    if found is None and urlsplit(settings.base_url).hostname == urlsplit(DEFAULT_BASE_URL).hostname:
+    if key is None and urlsplit(settings.base_url).hostname == urlsplit(DEFAULT_BASE_URL).hostname:
         raise ConfigurationError(
             "no API key: set the environment variable OPENAI_API_KEY or pass api_key=…; "
             "for a local server that needs no key, pass base_url=… or set OPENAI_BASE_URL"
         )
-    return replace(settings, api_key=found)
+    return replace(settings, api_key=key)
 
 
 def has_credentials(headers: Iterable[str]) -> bool:
-    """Whether one of these headers holds a key."""
+    """Whether one of these headers contains a key."""
     return any(name.lower() in _CREDENTIAL_HEADERS for name in headers)
 
 
 def check_params(params: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Return body parameters as a dict of their own."""
+    """Return a copy of the body parameters."""
     if params is None:
         return {}
     if not isinstance(params, Mapping) or not all(isinstance(name, str) for name in params):
         raise ConfigurationError('params must be a dict of body parameters, such as {"temperature": 0}')
     if params.get("stream"):
-        raise ConfigurationError("params: stream=True is not supported; answers are read whole")
+        raise ConfigurationError("params: stream=True is not supported; leave it out, answers are read whole")
     try:
         encode(dict(params), "params")
     except (TypeError, ValueError) as error:
@@ -167,36 +167,36 @@ def check_params(params: Mapping[str, Any] | None) -> Mapping[str, Any]:
 
 
 def check_deadline(deadline: float | None) -> float | None:
-    """Return a deadline in seconds, or None."""
+    """Return the deadline in seconds, or None."""
     return _check_seconds("deadline", deadline, optional=True, zero=True)
 
 
 def check_parse(parse: Callable[[str], Any] | None) -> None:
-    """Refuse a ``parse`` that cannot be called."""
+    """Raise ConfigurationError if ``parse`` is not callable."""
     if parse is not None and not callable(parse):
         raise ConfigurationError(f"parse must be a function of the answer's text, not {type(parse).__name__}")
 
 
 def check_hook(name: str, hook: Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:
-    """Refuse a hook that cannot be called."""
+    """Raise ConfigurationError if a callback is not callable."""
     if hook is not None and not callable(hook):
         raise ConfigurationError(f"{name} must be a function, not {type(hook).__name__}")
     return hook
 
 
-def _check_secret(name: str, secret: str) -> str | None:
-    if not isinstance(secret, str):
-        raise ConfigurationError(f"{name} must be a str, not {type(secret).__name__}")
-    secret = secret.strip()
-    if secret[:7].lower() == "bearer ":
+def _check_key(name: str, key: str) -> str | None:
+    if not isinstance(key, str):
+        raise ConfigurationError(f"{name} must be a str, not {type(key).__name__}")
+    key = key.strip()
+    if key[:7].lower() == "bearer ":
         raise ConfigurationError(f"{name} must be the key alone, without 'Bearer ' before it")
-    if secret[:1] in ("'", '"'):
-        raise ConfigurationError(f"{name} begins with a quotation mark; take the quotes away")
-    for place, char in enumerate(secret):
+    if key[:1] in ("'", '"'):
+        raise ConfigurationError(f"{name} begins with a quotation mark; remove the quotes")
+    for number, char in enumerate(key, 1):
         if not "!" <= char <= "~":
-            what = "white space or a line break" if char.isspace() else "a character that no key has"
-            raise ConfigurationError(f"{name}: character {place + 1} of {len(secret)} is {what}; copy the key anew")
-    return secret or None
+            problem = "white space or a line break" if char.isspace() else "an invalid character"
+            raise ConfigurationError(f"{name}: character {number} of {len(key)} is {problem}; copy the key again")
+    return key or None
 
 
 def _check_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
@@ -210,7 +210,7 @@ def _check_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
             raise ConfigurationError(f"headers: {name!r} and its value must be str")
         value = value.strip()
         if not all(" " <= char <= "~" for char in name + value):
-            raise ConfigurationError(f"headers: the value of {name!r} holds a forbidden character")
+            raise ConfigurationError(f"headers: the value of {name!r} has an invalid character; use printable ASCII")
         checked[name] = value
     return checked
 
@@ -222,14 +222,14 @@ def _check_base_url(url: str) -> str:
     if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigurationError("base_url must look like https://host/v1, with http or https and a host")
     if parts.username is not None or parts.password is not None:
-        raise ConfigurationError("base_url must not hold a user name or password; pass api_key or headers")
+        raise ConfigurationError("base_url must not contain a user name or password; pass api_key or headers")
     return urlunsplit(parts._replace(fragment=""))
 
 
 def _split(url: str) -> SplitResult | None:
     try:
         parts = urlsplit(url)
-        _ = parts.port  # raises for one that is no number
+        _ = parts.port  # raises ValueError if it is not a number
     except ValueError:
         return None
     return parts
@@ -241,7 +241,7 @@ def _check_timeout(timeout: Timeout) -> tuple[float, float]:
         raise ConfigurationError("timeout must be one number of seconds or a pair (connect, read)")
     connect, read = (_check_seconds("timeout", seconds) for seconds in pair)
     if connect is None or read is None:
-        raise ConfigurationError("timeout=None would let a call hang for ever; pass seconds, such as timeout=(5, 120)")
+        raise ConfigurationError("timeout=None would allow a call to hang forever; pass seconds, for example (5, 120)")
     return connect, read
 
 

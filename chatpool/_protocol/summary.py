@@ -1,4 +1,4 @@
-"""What came of many calls, counted one by one, and told in a few lines."""
+"""Counts results, and formats the counts in a few lines."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from typing import Any
 from chatpool.errors import CallError
 
 from .results import ChatResult
+from .terminal import escape_controls
 
-_EXAMPLE_LENGTH = 160  # characters of an error's message in the summary
+_EXAMPLE_LENGTH = 160  # characters of an error's message
 
 
 class Summary:
-    """Counts results; keeps none of them, but one example of each failure."""
+    """Counts results. Keeps one example of each failure, and nothing else of them."""
 
     def __init__(self) -> None:
         self.prompts = self.answered = self.resumed = 0
-        self._fresh = self._sent = self._retries = self._truncated = 0
+        self._new_answers = self._sent = self._retries = self._truncated = 0
         self._tokens_in = self._tokens_out = self._tokens = 0
         self._seconds = array("d")  # for each answer
         self._causes: Counter[tuple[Any, ...]] = Counter()
@@ -27,17 +28,17 @@ class Summary:
 
     @property
     def failed(self) -> int:
-        """How many prompts have no answer."""
+        """The number of prompts without an answer."""
         return self.prompts - self.answered
 
     def add(self, result: ChatResult, *, is_resumed: bool = False) -> None:
-        """Count a result; one from the journal cost no request this time."""
+        """Count a result. One from the journal took no request this time."""
         self.prompts += 1
         self.resumed += is_resumed
         if not is_resumed:
             self._sent += result.attempts
             self._retries += max(0, result.attempts - 1)
-            self._fresh += result.ok
+            self._new_answers += result.ok
         if result.usage is not None:
             self._tokens_in += result.usage.prompt_tokens
             self._tokens_out += result.usage.completion_tokens
@@ -50,17 +51,19 @@ class Summary:
             self._add_failure(result, result.error)
 
     def format(self, wall: float, limited_by: str, waits: Mapping[str, float]) -> list[str]:
-        """Tell it; ``wall``: the seconds it took."""
-        pace = self._fresh / wall * 60 if wall else 0.0
+        """Return the lines. ``wall``: seconds that the run took; ``waits``: seconds spent waiting, by cause."""
+        rate = self._new_answers / wall * 60 if wall else 0.0
+        was = "was" if self.resumed == 1 else "were"
         return [
-            f"{self.prompts:,} prompts: {self.answered:,} answered, {self.failed:,} failed"
-            f" in {wall:.1f} s ({pace:,.0f} answers a minute)",
-            *([f"{self.resumed:,} of them were in the journal already"] if self.resumed else []),
+            f"{plural(self.prompts, 'prompt')}: {self.answered:,} answered, {self.failed:,} failed"
+            f" in {wall:.1f} s ({rate:,.0f} answers a minute)",
+            *([f"{self.resumed:,} of them {was} in the journal already"] if self.resumed else []),
             *(f"  {count:,} × {self._examples[cause]}" for cause, count in self._causes.most_common()),
-            f"requests: {self._sent:,}, of them {self._retries:,} retries; truncated answers: {self._truncated:,}",
-            f"tokens: {self._tokens_in:,} in, {self._tokens_out:,} out, {self._tokens:,} in all",
+            f"requests: {self._sent:,}, of them {plural(self._retries, 'retry', 'retries')};"
+            f" truncated answers: {self._truncated:,}",
+            f"tokens: {self._tokens_in:,} in, {self._tokens_out:,} out, {self._tokens:,} total",
             f"seconds an answer: {self._latencies()}",
-            f"held back by: {_held_back(limited_by, waits)}",
+            f"bottleneck: {_bottleneck(limited_by, waits)}",
         ]
 
     def _add_failure(self, result: ChatResult, error: CallError) -> None:
@@ -77,16 +80,21 @@ class Summary:
         return f"median {median:.2f}, 95th percentile {high:.2f}"
 
 
+def plural(count: int, noun: str, nouns: str = "") -> str:
+    """Return ``1 noun`` or ``2 nouns``."""
+    return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"
+
+
 def _example(result: ChatResult, error: CallError) -> str:
     name = " ".join(str(word) for word in (type(error).__name__, error.status_code, error.code) if word is not None)
     message = " ".join(str(error).split())
     if len(message) > _EXAMPLE_LENGTH:
         message = message[: _EXAMPLE_LENGTH - 1] + "…"
-    return f"{name}, e.g. prompt {result.index}: {message} (request id {error.request_id or 'none'})"
+    line = f"{name}, e.g. prompt {result.index}: {message} (request id {error.request_id or 'none'})"
+    return escape_controls(line)
 
 
-def _held_back(limited_by: str, waits: Mapping[str, float]) -> str:
-    """Name the main limit, and every wait with its seconds over all calls."""
+def _bottleneck(limited_by: str, waits: Mapping[str, float]) -> str:
     ordered = sorted(waits.items(), key=lambda item: -item[1])
-    told = ", ".join(f"{cause} {seconds:.1f} s" for cause, seconds in ordered if seconds >= 0.05)
-    return limited_by + (f" (waits of all calls together: {told})" if told else "")
+    times = ", ".join(f"{cause} {seconds:.1f} s" for cause, seconds in ordered if seconds >= 0.05)
+    return limited_by + (f" (time spent waiting, summed over calls: {times})" if times else "")

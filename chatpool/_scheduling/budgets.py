@@ -7,7 +7,7 @@ import threading
 from chatpool.errors import CallError, ConfigurationError, SpendLimitError
 
 
-class Allowance:
+class RunBudget:
     """Counts what a run spends, and refuses what goes beyond it.
 
     Requests are counted before they are sent, so there is never one too many. Tokens are known afterwards: what is in
@@ -20,7 +20,7 @@ class Allowance:
         self._requests = self._tokens = 0
         self._lock = threading.Lock()
 
-    def claim(self, last_error: CallError | None) -> None:
+    def reserve(self, last_error: CallError | None) -> None:
         """Count a request that is about to be sent; raise SpendLimitError, because of what failed before, if it may
         not be."""
         with self._lock:
@@ -30,7 +30,7 @@ class Allowance:
                 return
         raise SpendLimitError(f"not sent: {limit} of this run is spent", code=limit.split("=")[0]) from last_error
 
-    def use(self, tokens: int) -> None:
+    def charge(self, tokens: int) -> None:
         """Count tokens that were paid for."""
         with self._lock:
             self._tokens += tokens

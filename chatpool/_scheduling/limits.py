@@ -22,10 +22,10 @@ import time
 
 from chatpool.errors import CallError, NotSentError
 
-from .job import Call
+from .call import Call
 
 # Names of what holds a call back, as the summary shows them.
-PLACES = "max_workers"
+SLOTS = "max_workers"
 COOL_DOWN = "the server's rate limit (cool-down)"
 PACE = "the server's rate limit (pace)"
 REQUESTS = "requests_per_minute"

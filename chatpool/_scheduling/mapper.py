@@ -1,36 +1,37 @@
-"""One map or imap, in its caller's thread: prompts go into a run, results come out, by way of bar and journal."""
+"""One map or imap, in its caller's thread: prompts go into a job, results come out, past the bar and the journal."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
-from chatpool._files.batch_format import digest_of
 from chatpool._protocol.answers import Answers
-from chatpool._protocol.requests import BatchRequest, Prompt, build_body, check_prompt, path_of
-from chatpool._protocol.results import ChatResult, Retry
-from chatpool._protocol.settings import Settings
-from chatpool.errors import NotSentError, PoolClosedError
+from chatpool._protocol.request_builder import Request
+from chatpool._protocol.results import ChatResult, PathLike, Retry
+from chatpool.errors import PoolClosedError
 
-from .job import Indexed, Run, unsent
-from .limits import PLACES
+from .call import unsent
+from .job import Job
+from .limits import SLOTS
+from .preload import forks_wait
 from .progress import Progress
+from .reasons import interrupted, nobody_waits, pool_closed
 
 if TYPE_CHECKING:
-    from chatpool._files.journal import JournalView, PathLike
+    from chatpool._files.journal import JournalView
 
-_READ_AHEAD = 4  # prompts that imap takes in ahead of its consumer, for each worker
+_READ_AHEAD = 4  # prompts that imap reads ahead of its consumer, for each slot
 _TICK = 0.1  # seconds between two looks at the bar
 _LONG_TICK = 0.5  # seconds; on Windows an untimed wait could not be interrupted
-_NOTABLE = 0.1  # share of the workers' time spent waiting, from which on a limit is named
+_NOTABLE = 0.1  # share of the slots' time that was empty, from which on a limit is named
 
 
-class Hooks(NamedTuple):
-    """What is to be called while a map goes on, in its caller's thread."""
+class Callbacks(NamedTuple):
+    """The user's functions that a map calls, in its caller's thread."""
 
     on_retry: Callable[[Retry], Any] | None = None
     on_result: Callable[[ChatResult], Any] | None = None
@@ -39,89 +40,78 @@ class Hooks(NamedTuple):
         return any(self)
 
 
-class Makes(Protocol):
-    """What makes the calls of a map: this process's engine, or a cluster of them."""
-
-    @property
-    def places(self) -> int:
-        """How many calls may be in flight at once."""
-
-    def start(self, run: Any, jobs: int) -> None:
-        """Begin to make so many calls of a run."""
-
-
 class Mapper:
-    """Sends the prompts of one map, all at once or bit by bit, and brings back what comes of them.
+    """Sends the prompts of one map, all at once or bit by bit, and returns their results.
 
-    ``repeats``: for the journal, see ``JournalView``. ``retries_failed``: whether what failed in the journal is asked anew.
+    ``repeats``: for the journal, see ``JournalView``. ``retries_failed``: whether what failed in the journal is sent
+    again.
     """
 
     def __init__(
         self,
-        engine: Makes,
-        run: Run,
-        settings: Settings,
+        job: Job,
         *,
         progress: bool | None,
         journal: PathLike | None = None,
         retries_failed: bool = True,
         repeats: frozenset[int] | None = None,
-        hooks: Hooks | None = None,
+        callbacks: Callbacks | None = None,
         dedupe: bool = False,
     ) -> None:
-        self._engine, self._run, self._settings = engine, run, settings
+        self._job, self._builder = job, job.builder
         self._progress, self._journal = progress, journal
         self._retries_failed, self._repeats = retries_failed, repeats
-        self._hooks, self._dedupe = hooks or Hooks(), dedupe
-        self._retries: deque[Retry] = deque()  # not told of yet
-        if self._hooks.on_retry is not None:
-            run.notice = self._retries.append
-        self._duplicates: dict[int, list[Indexed]] = {}  # prompts that are not asked, by the index of their equal
+        self._callbacks, self._dedupe = callbacks or Callbacks(), dedupe
+        self._retries: deque[Retry] = deque()  # to be reported to on_retry
+        if self._callbacks.on_retry is not None:
+            job.on_retry = self._retries.append
+        self._duplicates: dict[int, list[Request]] = {}  # prompts that are not sent, by the index of their equal
         self.resumed: set[int] = set()  # indexes of the results that came from the journal
 
-    def map(self, items: list[Indexed], known: dict[int, ChatResult] | None = None) -> Answers:
-        """Return the answers to all of these prompts; ``known`` ones are not asked."""
-        run = self._run
-        run.results.update(known or {})
-        bar = Progress(len(items), self._progress)
+    def map(self, prompts: Iterable[tuple[int, Any]], cached: Mapping[int, ChatResult] | None = None) -> Answers:
+        """Return the answers to these prompts, each with its index; those with a ``cached`` result are not sent."""
+        job = self._job
+        requests = [self._builder.request(index, prompt) for index, prompt in prompts]
+        job.results.update(cached or {})
+        bar = Progress(len(requests), self._progress)
         try:
             with self._open_journal() as journal_view:
-                todo = self._not_done(items, journal_view)
-                bar.update(list(run.results.values()))
-                self._engine.start(run, run.add(todo))
-                missing, tick = len(todo), _TICK if bar.is_shown or self._hooks else _LONG_TICK
+                todo = self._not_done(requests, journal_view)
+                bar.update(list(job.results.values()))
+                job.backend.start(job, todo)
+                missing, tick = len(todo), _TICK if bar.is_shown or self._callbacks else _LONG_TICK
                 while missing:
-                    fresh = run.gather(missing, tick)
+                    fresh = job.gather(missing, tick)
                     missing -= len(fresh)
                     bar.update([*fresh, *self._copy_to_duplicates(fresh)])
-                    self._tell(fresh)
-            return self._answers(items)
+                    self._call_back(fresh)
+            return self._answers(requests)
         except BaseException as error:
-            run.stop(_interrupted, cut=True)
-            error.answers = self._answers(items)  # type: ignore[attr-defined]
+            job.stop(interrupted)
+            error.answers = self._answers(requests)  # type: ignore[attr-defined]
             raise
         finally:
-            run.end()
+            job.end()
             bar.close()
 
-    def stream(self, prompts: Iterable[Prompt | BatchRequest], *, in_order: bool) -> Iterator[ChatResult]:
+    def stream(self, prompts: Iterable[Any], *, in_order: bool) -> Iterator[ChatResult]:
         """Yield the results as they come, or in the order of the prompts; read these a little ahead."""
-        run, source = self._run, _Reader(prompts)
-        ready = run.results
+        job, source = self._job, _Reader(prompts, self._builder.request)
+        ready = job.results
         given = 0
         bar = Progress(source.total, self._progress)
         try:
             with self._open_journal() as journal_view:
                 while given < source.taken or not source.is_over:
-                    window = _READ_AHEAD * self._engine.places
+                    window = _READ_AHEAD * job.backend.slots
                     if not source.is_over and source.taken - given < window:
                         bar.update(self._feed(source, journal_view))
                     must_wait = source.is_over or source.taken - given >= window
                     outstanding = source.taken - given - len(ready)
-                    run.owner = threading.current_thread()
-                    fresh = run.gather(1 if must_wait and outstanding else 0, _TICK if self._hooks else _LONG_TICK)
+                    job.waiter = threading.current_thread()
+                    fresh = job.gather(1 if must_wait and outstanding else 0, _TICK if self._callbacks else _LONG_TICK)
                     bar.update(fresh)
-                    self._tell(fresh)
+                    self._call_back(fresh)
                     while ready and (not in_order or given in ready):
                         index = given if in_order else next(iter(ready))
                         yield ready[index]
@@ -130,99 +120,104 @@ class Mapper:
                         given += 1
             source.raise_error()
         except GeneratorExit:
-            run.drop()
+            job.cancel(nobody_waits)
             raise
         except BaseException as error:
-            run.stop(_interrupted, cut=True)
+            job.stop(interrupted)
             error.answers = self._answers(())  # type: ignore[attr-defined]
             raise
         finally:
-            run.end()
-            if not run.is_inherited:
+            job.end()
+            if not job.is_inherited:
                 bar.close()
 
     def limited_by(self, calls: int) -> str:
-        """Name what held the run back: its longest wait, or the number of workers if they were busy all the time."""
-        workers, waits = self._engine.places, self._run.waits
+        """Name the bottleneck: the limit that left most slots empty, or the slots if they were busy all the time."""
+        slots, waits = self._job.backend.slots, self._job.waits
         waited, wall = sum(waits.values()), self.wall
-        if calls > workers and waited < _NOTABLE * workers * wall:
-            return f"{PLACES}={workers}"
-        if waited > _NOTABLE * min(calls, workers) * wall:
+        if calls > slots and waited < _NOTABLE * slots * wall:
+            return f"{SLOTS}={slots}"
+        if waited > _NOTABLE * min(calls, slots) * wall:
             return max(waits, key=lambda cause: waits[cause])
         return "nothing"
 
-    def _body_of(self, prompt: Prompt | BatchRequest) -> dict[str, Any]:
-        """Return what is sent for a prompt."""
-        settings = self._settings
-        return build_body(prompt, model=settings.model, system=settings.system, params=self._run.params)
-
     @property
     def wall(self) -> float:
-        """Seconds since the run began."""
-        return time.monotonic() - self._run.began
+        """Seconds since the job began."""
+        return time.monotonic() - self._job.began
 
     @property
     def waits(self) -> dict[str, float]:
-        """Seconds that calls waited, by cause."""
-        return dict(self._run.waits)
+        """Seconds that slots were empty though there were calls, by cause."""
+        return self._job.waits
 
     @contextmanager
     def _open_journal(self) -> Iterator[JournalView | None]:
-        """Have the run's finished calls written to its journal, if it has one."""
+        """Have finished calls written to the journal, if there is one."""
         if self._journal is None:
             yield None
             return
-        from chatpool._files.journal import Journal, JournalView  # noqa: PLC0415 - few runs keep one
+        with forks_wait():
+            from chatpool._files.journal import Journal, JournalView  # noqa: PLC0415 - few maps have one
 
-        run = self._run
-        with Journal(self._journal) as journal:
-            journal_view = JournalView(
-                journal, self._body_of, run.parse, retries_failed=self._retries_failed, repeats=self._repeats
+        job = self._job
+        with Journal(self._journal, deadline=job.deadline) as journal:
+            view = JournalView(
+                journal, self._digest, job.parse, retries_failed=self._retries_failed, repeats=self._repeats
             )
-            run.record = journal_view.record
-            yield journal_view
+            job.record = view.record
+            yield view
 
-    def _not_done(self, items: list[Indexed], journal_view: JournalView | None) -> list[Indexed]:
-        """Put what the journal holds into the results; return what is to be asked."""
-        results, todo = self._run.results, []
-        for index, prompt in self._without_duplicates(items) if self._dedupe else items:
-            found = (
-                journal_view.find(index, prompt) if journal_view else None
-            )  # also for what is known: equal prompts are counted
-            if index not in results and found is not None:
-                results[index] = found
-                self.resumed.add(index)
-            elif index not in results:
-                todo.append((index, prompt))
+    def _digest(self, request: Request) -> str:
+        if request.digest is None:
+            with forks_wait():
+                from chatpool._files.batch_format import digest_of  # noqa: PLC0415 - not needed by a plain map
+
+            request.digest = digest_of(request.path, self._builder.body(request.prompt))
+        return request.digest
+
+    def _not_done(self, requests: list[Request], journal_view: JournalView | None) -> list[Request]:
+        """Put what the journal holds into the results; return what is to be sent."""
+        results, todo = self._job.results, []
+        for request in self._without_duplicates(requests) if self._dedupe else requests:
+            # Also for cached results, because the journal counts equal prompts.
+            recorded = journal_view.find(request) if journal_view else None
+            if request.index not in results and recorded is not None:
+                results[request.index] = recorded
+                self.resumed.add(request.index)
+            elif request.index not in results:
+                todo.append(request)
         copies = self._copy_to_duplicates([results[index] for index in sorted(self.resumed)])
         self.resumed.update(copy.index for copy in copies)
         return todo
 
-    def _without_duplicates(self, items: list[Indexed]) -> list[Indexed]:
+    def _without_duplicates(self, requests: list[Request]) -> list[Request]:
         """Keep the first of equal prompts, and remember the others."""
         firsts: dict[str, int] = {}
-        unknown = [item for item in items if item[0] not in self._run.results]
-        for index, prompt in unknown:
-            first = firsts.setdefault(digest_of(path_of(prompt), self._body_of(prompt)), index)
-            if first != index:
-                self._duplicates.setdefault(first, []).append((index, prompt))
-        duplicates = {index for others in self._duplicates.values() for index, _ in others}
-        return [item for item in items if item[0] not in duplicates]
+        kept = []
+        for request in requests:
+            is_cached = request.index in self._job.results
+            first = request.index if is_cached else firsts.setdefault(self._digest(request), request.index)
+            if first == request.index:
+                kept.append(request)
+            else:
+                self._duplicates.setdefault(first, []).append(request)
+        return kept
 
     def _copy_to_duplicates(self, results: Iterable[ChatResult]) -> list[ChatResult]:
-        """Give prompts that were not asked the results of their equals; return those that are new."""
+        """Give prompts that were not sent the results of their equals; return those that are new."""
         made = [
-            result.for_duplicate(index, prompt)
+            result.for_duplicate(request.index, request.prompt)
             for result in results
-            for index, prompt in self._duplicates.get(result.index, ())
-            if index not in self._run.results
+            for request in self._duplicates.get(result.index, ())
+            if request.index not in self._job.results
         ]
-        self._run.results.update((result.index, result) for result in made)
+        self._job.results.update((result.index, result) for result in made)
         return made
 
-    def _tell(self, fresh: list[ChatResult]) -> None:
-        """Call the hooks, in this thread."""
-        on_retry, on_result = self._hooks
+    def _call_back(self, fresh: list[ChatResult]) -> None:
+        """Call the user's functions, in this thread."""
+        on_retry, on_result = self._callbacks
         while self._retries and on_retry is not None:
             on_retry(self._retries.popleft())
         if on_result is not None:
@@ -232,36 +227,40 @@ class Mapper:
     def _feed(self, source: _Reader, journal_view: JournalView | None) -> list[ChatResult]:
         """Take one prompt in; return its result if the journal holds it.
 
-        If the pool was closed meanwhile, what is under way comes first, and then the error.
+        If the pool was closed meanwhile, the results of what is under way come first, and then the error.
         """
-        run, items = self._run, source.take()
-        found = [result for item in items if journal_view and (result := journal_view.find(*item)) is not None]
-        for result in found:
-            run.results[result.index] = result
-            self.resumed.add(result.index)
+        job, request = self._job, source.take()
+        recorded = journal_view.find(request) if journal_view and request is not None else None
+        if recorded is not None:
+            job.results[recorded.index] = recorded
+            self.resumed.add(recorded.index)
+            return [recorded]
+        if request is None:
+            return []
         try:
-            self._engine.start(run, run.add([] if found else items))
+            job.backend.start(job, [request])
         except PoolClosedError as error:
-            run.stop(_interrupted, cut=True)
+            job.stop(interrupted)
+            job.results[request.index] = unsent(request, pool_closed())
             source.end(error)
-        return found
+        return []
 
-    def _answers(self, items: Iterable[Indexed]) -> Answers:
-        """Put together what the run has brought; of ``items``, what is missing was given up."""
-        run = self._run
-        run.take_done()
-        results = run.results
+    def _answers(self, requests: Iterable[Request]) -> Answers:
+        """Put the results together; those of ``requests`` that are missing were cancelled."""
+        job = self._job
+        job.take_settled()
+        results = job.results
         self._copy_to_duplicates(list(results.values()))
-        for index, prompt in items:
-            if index not in results:
-                results[index] = unsent(index, prompt, _interrupted())
+        for request in requests:
+            if request.index not in results:
+                results[request.index] = unsent(request, interrupted())
         return Answers(
             (results[index] for index in sorted(results)),
             wall=self.wall,
             limited_by=self.limited_by(sum(result.attempts > 0 for result in results.values())),
-            waits=run.waits,
-            params=run.params,
-            parse=run.parse,
+            waits=job.waits,
+            params=self._builder.params,
+            parse=job.parse,
             journal=self._journal,
             resumed=self.resumed,
             dedupe=self._dedupe,
@@ -271,26 +270,25 @@ class Mapper:
 class _Reader:
     """Reads the prompts of an imap one by one, and keeps an error of theirs until all before it is answered."""
 
-    def __init__(self, prompts: Iterable[Prompt | BatchRequest]) -> None:
+    def __init__(self, prompts: Iterable[Any], make_request: Callable[[int, Any], Request]) -> None:
         self.total = len(prompts) if isinstance(prompts, Sized) else None
         self.taken = 0
         self.is_over = False
-        self._prompts = iter(prompts)
+        self._prompts, self._make_request = iter(prompts), make_request
         self._error: Exception | None = None
 
-    def take(self) -> list[Indexed]:
-        """Return the next prompt with its index; nothing if there is none."""
+    def take(self) -> Request | None:
+        """Return the next prompt's request; None if there is none."""
         try:
-            prompt = next(self._prompts)
-            check_prompt(prompt, self.taken)
+            request = self._make_request(self.taken, next(self._prompts))
         except StopIteration:
             self.is_over = True
-            return []
+            return None
         except Exception as error:  # noqa: BLE001 - the caller's iterable may raise anything; it gets it back
-            self.is_over, self._error = True, error
-            return []
+            self.end(error)
+            return None
         self.taken += 1
-        return [(self.taken - 1, prompt)]
+        return request
 
     def end(self, error: Exception) -> None:
         """Read no more; ``raise_error`` will raise this."""
@@ -300,7 +298,3 @@ class _Reader:
         """Raise what ended the input, if that was an error."""
         if self._error is not None:
             raise self._error
-
-
-def _interrupted() -> NotSentError:
-    return NotSentError("given up: the run was interrupted")

@@ -13,6 +13,8 @@ from typing import Any
 
 from chatpool._protocol.results import ChatResult
 
+from .preload import forks_wait
+
 _logger = logging.getLogger("chatpool")
 
 
@@ -77,17 +79,22 @@ def _in_notebook() -> bool:
 
 
 def _bar_class() -> Any:
-    from tqdm import std  # noqa: PLC0415 - not needed unless a bar is drawn
+    with forks_wait():
+        from tqdm import std  # noqa: PLC0415 - not needed unless a bar is drawn
 
-    base: Any = std.tqdm
-    if _in_notebook():
-        from tqdm import notebook  # noqa: PLC0415 - likewise
+        base: Any = std.tqdm
+        if _in_notebook():
+            from tqdm import notebook  # noqa: PLC0415 - likewise
 
-        if getattr(notebook, "IProgress", None) is not None:  # without ipywidgets it draws with text
-            base = notebook.tqdm
+            if getattr(notebook, "IProgress", None) is not None:  # without ipywidgets it draws with text
+                base = notebook.tqdm
 
     class Bar(base):  # type: ignore[misc]  # the base is chosen at run time
         monitor_interval = 0  # no monitor thread, which would outlive the bar
+
+        def __del__(self) -> None:
+            """Do nothing. tqdm's closes the bar, for which it waits for the lock: in whichever thread the collector
+            runs, and for ever, where a draw that failed has left it locked (as tqdm 4.60 does)."""
 
     # tqdm's own lock holds a multiprocessing lock, which a fork may copy while it is held.
     Bar.set_lock(threading.RLock())

@@ -5,13 +5,11 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Generator
-from typing import Any, Callable, TypeVar
+from typing import Any, Callable, NoReturn
 
 from chatpool._protocol.judgement import is_fatal_for_all as is_fatal_for_all
 from chatpool._protocol.judgement import is_transient as is_transient
 from chatpool.errors import CallError
-
-_T = TypeVar("_T")
 
 _FIRST_WAIT = 0.25  # seconds, doubled for each further try
 _LONGEST_OWN_WAIT = 20.0  # seconds; a server may ask for more, up to max_wait
@@ -31,47 +29,56 @@ def delay_before_retry(error: CallError, tries: int, max_wait: float) -> float:
     return random.uniform(0, bound)
 
 
-class TryAgain(Exception):
-    """A try failed in a way that another may mend, ``delay`` seconds from now."""
-
-    def __init__(self, error: CallError, delay: float) -> None:
-        super().__init__()
-        self.error, self.delay = error, delay
-
-
 class Postponed(Exception):
-    """The next try is due in so many seconds; no thread waits for it."""
+    """The next attempt is due in so many seconds; no thread waits for it."""
 
     def __init__(self, delay: float) -> None:
         super().__init__()
         self.delay = delay
 
 
+def back_off(delay: float) -> NoReturn:
+    """Raise Postponed: backoff decides that a failed attempt is made again, and the scheduler waits in its place.
+
+    Entered only with a failure at hand: to enter backoff costs some 8 µs, and most calls do not fail.
+    """
+    load_backoff()(delay)
+    raise AssertionError("backoff neither raised nor waited")
+
+
+class _Failure(Exception):
+    """An attempt failed; the next one is due in ``delay`` seconds."""
+
+    def __init__(self, delay: float) -> None:
+        super().__init__()
+        self.delay = delay
+
+
+def _waits() -> Generator[Any, _Failure, None]:
+    """Give backoff the wait that each failure names. backoff sends the first None, then every exception."""
+    delay = (yield).delay
+    while True:
+        delay = (yield delay).delay  # the exception itself is not kept: its frames hold this generator
+
+
 def _postpone(details: Any) -> None:
-    """Called by backoff where it would sleep next, in a thread that others need."""
+    """Called by backoff before it would sleep, in a thread that others need."""
     raise Postponed(details["wait"]) from None
 
 
-def _delays() -> Generator[Any, TryAgain, None]:
-    """As backoff.runtime does, but the exception is not kept: its frames hold this generator."""
-    delay = (yield).delay
-    while True:
-        delay = (yield delay).delay
-
-
-def attempt(step: Callable[[], _T]) -> _T:
-    """Make a step of a call: return what it returns, raise its final error, or Postponed."""
-    result: _T = load()(step)
-    return result
-
-
 @functools.cache
-def load() -> Callable[[Callable[[], Any]], Any]:
-    """Decorate once, before the first call: backoff imports asyncio, which would be a quarter of our import."""
-    import backoff  # noqa: PLC0415
+def load_backoff() -> Callable[[float], None]:
+    """Import backoff, which imports asyncio, only when a pool is used: it would be a quarter of our import time."""
+    import backoff  # noqa: PLC0415 - see above
 
-    @backoff.on_exception(_delays, TryAgain, jitter=None, logger=None, on_backoff=_postpone)
-    def make(step: Callable[[], Any]) -> Any:
-        return step()
+    @backoff.on_exception(
+        _waits,  # type: ignore[arg-type]  # backoff's types know no exceptions here
+        _Failure,
+        jitter=None,
+        logger=None,
+        on_backoff=_postpone,
+    )
+    def attempt_again(delay: float) -> None:
+        raise _Failure(delay)
 
-    return make
+    return attempt_again

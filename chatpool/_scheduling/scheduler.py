@@ -1,11 +1,8 @@
-"""Decides which call is sent next, and when. One thread does; all others post messages to it.
+"""Decides which call is sent next, and when. Its thread owns the schedule; all others post messages to it.
 
-That thread alone touches what is scheduled, so there is no lock, and neither Ctrl-C, which can break only into the main
-thread, nor the garbage collector, which can break into any, ever finds or leaves anything half done: what they do is
-one ``SimpleQueue.put``.
-
-A call is in one place at a time: a prompt in ``run.todo``; ``run.ready``; ``_delayed``, where a back-off costs no
-thread; ``_head``, first in line at the limits; ``_in_flight``, with a worker of its own; with ``parse``; or settled.
+A call is in exactly one place: not begun (``JobState.queues``), ready or first in line (``Lane``), delayed
+(``Backlog``), in flight with a worker, being parsed, or settled. Every report is handled before the next call is sent,
+so the limits know of a refusal before anything else leaves.
 """
 
 from __future__ import annotations
@@ -18,393 +15,389 @@ import math
 import threading
 import time
 import weakref
-from collections import Counter, deque
-from concurrent.futures import Future, ThreadPoolExecutor
-from queue import Empty, SimpleQueue
-from typing import Any, Callable
+from collections import Counter
+from concurrent.futures import Future
+from typing import Any, Callable, NamedTuple
 
 from chatpool._protocol.results import ChatResult
-from chatpool.errors import CallError, NotSentError, PoolClosedError, SpendLimitError
+from chatpool.errors import NotSentError, SpendLimitError
 
-from .job import Call, FutureRun, Reason, Run, deadline_passed, enter_callback_thread, outer_gone, unsent
-from .limits import BACK_OFF, PLACES, Limits
+from .actor import Actor
+from .backlog import Backlog, JobState, Lane
+from .call import Call, unsent
+from .callbacks import Callbacks, Task
+from .job import FutureJob, Job, Reason
+from .limits import BACK_OFF, Limits
+from .reasons import (
+    deadline_passed,
+    exception_elsewhere,
+    no_call_can_succeed,
+    nobody_waits,
+    outage,
+    pool_closed,
+)
 from .retry import Postponed, is_fatal_for_all
-from .sender import Client, Foreign
+from .sender import Sender
+from .workers import Workers
 
-_TICK = 0.05  # seconds between two looks at the calls in flight, and so how late a cut may be
+_TICK = 0.05  # seconds between two looks at the calls in flight, and so how late a timeout may be
 
 _logger = logging.getLogger("chatpool")
 
+Step = Callable[[Call], "ChatResult | None"]
 
-class Scheduler:
-    """Its thread starts with the first message and ends with ``close`` or ``stop``."""
 
-    def __init__(self, client: Client, limits: Limits, workers: int) -> None:
-        self._client, self._limits, self._size = client, limits, workers
-        self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._jobs: SimpleQueue[Call | None] = SimpleQueue()
-        self._executor = ThreadPoolExecutor(workers, "chatpool-worker")
-        self._callbacks = ThreadPoolExecutor(max(1, workers - 1), "chatpool-callback", enter_callback_thread)
-        self._thread: threading.Thread | None = None
-        self._claim = threading.Lock()  # whoever holds it is the scheduler
-        self.is_over = False
-        # From here on: the scheduler's thread only.
-        self._all: set[Run] = set()
-        self._turn: deque[Run] = deque()  # runs with something to send, in turn
-        self._deadlines: list[tuple[float, int, weakref.ref[Run]]] = []
-        self._delayed: list[tuple[float, int, Call]] = []
+class Report(NamedTuple):
+    """How a step of a call ended, by the thread that made it. Without any of these, the answer is to be parsed."""
+
+    result: ChatResult | None = None
+    delay: float | None = None  # seconds until the next attempt
+    bug: BaseException | None = None
+
+
+class Scheduler(Actor):
+    """Owns the state of all jobs and calls of an engine, its workers and its callback threads."""
+
+    def __init__(self, sender: Sender, limits: Limits, size: int) -> None:
+        super().__init__("chatpool-scheduler")
+        self._sender, self._limits, self._size = sender, limits, size
+        self._workers = Workers(size, self._send_here)
+        self._callbacks = Callbacks(max(1, size - 1), self._callback_done)
+        self._jobs: dict[Job, JobState] = {}
+        self._deadlines: list[tuple[float, int, weakref.ref[Job]]] = []
         self._numbers = itertools.count()
-        self._head: Call | None = None
+        self._backlog = Backlog()
         self._in_flight: set[Call] = set()
-        self._workers = 0
-        self._is_leaving = False  # the interpreter exits: what is left is awaited by other threads
-        self._opens, self._blocked_by = math.inf, PLACES
+        self._is_leaving = False  # the interpreter exits: only jobs that other threads wait for go on
+        self._opens = math.inf  # when the limits let the next call pass
+        self._blocked_by: str | None = None  # the limit that it waits for
+        self._dismissed: list[threading.Thread] = []
+        self._has_ended = False
         self._looked_at = self._counted_at = time.monotonic()
-        self.waits: Counter[str] = Counter()  # seconds that places were idle though there were calls, by cause
-
-    # For any thread.
-
-    def post(self, act: Callable[..., None], *args: Any) -> None:
-        """Have the scheduler do something."""
-        self._inbox.put(functools.partial(act, *args))
-        if self.is_over:
-            raise PoolClosedError("this pool is closed; make a new one")
-        if self._thread is None:
-            thread = threading.Thread(target=self._loop, name="chatpool-scheduler", daemon=True)
-            thread.start()
-            self._thread = thread
-
-    def ask(self, act: Callable[[], Any]) -> Any:
-        """Have the scheduler tell something, and wait for it."""
-        if self._thread is None or self.is_over:
-            return act()
-        answer: SimpleQueue[Any] = SimpleQueue()
-        self.post(lambda: answer.put(act()))
-        return answer.get()
-
-    def after_end(self, act: Callable[..., None], *args: Any) -> None:
-        """Do what came too late for the scheduler."""
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
-        act(*args)
-
-    def stop(self) -> None:
-        """Give everything up. All that the garbage collector may do."""
-        self._inbox.put(self._end)
+        self.waits: Counter[str] = Counter()  # seconds that slots were empty though there were calls, by cause
 
     def close(self) -> None:
-        """Give everything up, and wait for the threads to end, unless this is one of them."""
-        self._inbox.put(self._end)
-        mine = self._thread, threading.current_thread()
-        if mine[0] is None:
-            self.is_over = True
+        """Cancel everything, end the threads and wait for them, unless this is one of them."""
+        self.stop()
+        self.join()
+        wait = not threading.current_thread().name.startswith(("chatpool-worker", "chatpool-callback"))
+        self._workers.close(wait=wait)
+        for thread in self._dismissed if wait else ():
+            thread.join()
+
+    # Messages. All that follows runs in the scheduler's thread, but for the steps of calls.
+
+    def add(self, job: Job, requests: list[Any]) -> None:
+        """Take in a job's new prompts."""
+        state = self._jobs.get(job) or self._add_job(job)
+        state.add(requests)
+        if state.reason is not None or self.is_over:
+            self.cancel(job, state.reason or pool_closed, abort=state.is_aborted)
+        else:
+            self._backlog.enlist(state)
+
+    def forget(self, job: Job) -> None:
+        """Drop a job that nobody waits for. Cancels what is left of it."""
+        state = self._jobs.get(job)
+        if state is None:
             return
-        is_ours = threading.current_thread().name.startswith(("chatpool-worker", "chatpool-callback"))
-        if mine[0] is not mine[1]:
-            mine[0].join()
-        self._executor.shutdown(wait=not is_ours)
-        self._callbacks.shutdown(wait=not is_ours)
+        if job.is_inline:  # its thread has left, perhaps in the middle of a request
+            for call in self._in_flight & state.calls:
+                self._leave_wire(call)
+        self.cancel(job, nobody_waits)
+        if self._jobs.pop(job, None) is not None:
+            state.queues.clear()  # a queue knows its state, and this circle would keep the pool alive
+        if job.outer is not None:
+            job.outer.backend.disown(job.outer, job)
 
-    # Messages: the rest runs in the scheduler's thread.
-
-    def add(self, run: Run) -> None:
-        """Take a run's new prompts up."""
-        if run not in self._all:
-            self._all.add(run)
-            run.scheduled(self.waits)
-            if run.deadline < math.inf:
-                heapq.heappush(self._deadlines, (run.deadline, next(self._numbers), weakref.ref(run)))
-        if run.verdict is not None or self.is_over:
-            self.cancel(run, run.verdict or _closed, run.is_cut)
-        elif run.is_waiting and run not in self._turn:
-            self._turn.append(run)
-
-    def forget(self, run: Run) -> None:
-        """Nobody waits for this run any more."""
-        self._all.discard(run)
-        if run.calls:
-            self.cancel(run, outer_gone)
-
-    def cancel(self, run: Run, reason: Reason, cut: bool = True) -> None:
-        """Send nothing more of a run. With ``cut``, give up what is in flight or being parsed, too."""
-        run.verdict, run.is_cut = run.verdict or reason, run.is_cut or cut
-        todo = list(run.todo)
-        run.todo.clear()
-        if todo:
+    def cancel(self, job: Job, reason: Reason, abort: bool = True) -> None:
+        """Send nothing more of a job. With ``abort``, end what is in flight or being parsed, too."""
+        state = self._jobs.get(job)
+        if state is None:
+            return
+        state.reason, state.is_aborted = state.reason or reason, state.is_aborted or abort
+        job.is_cancelled = True
+        requests = state.take_requests()
+        if requests:
             error = reason()  # one for all: there may be a million
-            self._settle(run, *(unsent(index, prompt, error) for index, prompt in todo))
-        for call in list(run.calls):
-            if cut or (call not in self._in_flight and call not in run.parsing):
+            self._settle(job, [unsent(request, error) for request in requests])
+        for call in list(state.calls):
+            if abort or (call not in self._in_flight and call not in state.parsing):
                 error = reason()
                 error.__cause__ = error.__cause__ or call.last_error
                 call.scope.cancel(error)
-                self._finish(call, call.result(error))
-        for inner in list(run.inner) if cut else ():
+                self._finish(state, call, call.result(error))
+        for inner in list(state.inner) if abort else ():
             inner.cancel(reason)
 
-    def cancel_where(self, wanted: Callable[[Run], bool], reason: Reason) -> int:
-        """Cancel some runs; return how many of them were submitted."""
-        runs = [run for run in self._all if wanted(run)]
-        for run in runs:
-            self.cancel(run, reason)
-        return sum(isinstance(run, FutureRun) for run in runs)
+    def cancel_where(self, applies: Callable[[Job], bool], reason: Reason) -> int:
+        """Cancel some jobs; return how many of them were submitted."""
+        jobs = [job for job in self._jobs if applies(job)]
+        for job in jobs:
+            self.cancel(job, reason)
+        return sum(isinstance(job, FutureJob) for job in jobs)
+
+    def adopt(self, outer: Job, inner: Job) -> None:
+        """Have a job end with the one whose parse made it."""
+        state = self._jobs.get(outer)
+        if state is None:
+            return
+        state.inner.add(inner)
+        if state.is_aborted and state.reason is not None:
+            inner.cancel(state.reason)
+
+    def disown(self, outer: Job, inner: Job) -> None:
+        """Note that an inner job has ended."""
+        if outer in self._jobs:
+            self._jobs[outer].inner.discard(inner)
 
     def leave(self) -> None:
-        """The interpreter exits: end the workers as soon as nothing is left for them."""
+        """The interpreter exits: end the threads as soon as nothing is left for them."""
         self._is_leaving = True
 
-    def futures(self, tenant: object) -> list[Future[ChatResult]]:
-        """Return what was submitted and is not done."""
-        return [run.future for run in self._all if isinstance(run, FutureRun) and run.tenant is tenant]
+    def futures(self, pool_id: object) -> list[Future[ChatResult]]:
+        """Return the Futures of one pool that are not done."""
+        return [job.future for job in self._jobs if isinstance(job, FutureJob) and job.pool_id is pool_id]
+
+    def call_back(self, run: Callable[[], None], job_began: float) -> None:
+        """Run a Future's callback."""
+        if self._has_ended or not self._callbacks.run(run, job_began):
+            run()  # better here than never
 
     def _end(self) -> None:
         self.is_over = True
-        self.cancel_where(lambda run: True, _closed)
+        self.cancel_where(lambda job: True, pool_closed)
+
+    def _add_job(self, job: Job) -> JobState:
+        state = self._jobs[job] = JobState(job)
+        job.scheduled(self.waits)
+        if job.deadline < math.inf:
+            heapq.heappush(self._deadlines, (job.deadline, next(self._numbers), weakref.ref(job)))
+        if job.outer is not None:
+            job.outer.backend.adopt(job.outer, job)
+        return state
 
     # The loop.
 
-    def _loop(self) -> None:
-        if not self._claim.acquire(blocking=False):
-            return
-        while not self.is_over:
-            try:
-                self._step()
-            except BaseException as bug:  # noqa: BLE001 - nobody shall wait for ever
-                for run in list(self._all):
-                    self._abandon(run, bug)
-        self._receive(0)  # what came too late
-        self._let_workers_go()
-        self._executor.shutdown(wait=False)
-        self._callbacks.shutdown(wait=False)
-
     def _step(self) -> None:
-        self._receive(self._timeout())
         now = time.monotonic()
-        self._count_idle(now)
-        while self._delayed and self._delayed[0][0] <= now:
-            call = heapq.heappop(self._delayed)[2]
-            call.run.ready.append(call)
-            self.add(call.run)
-        while self._deadlines and self._deadlines[0][0] <= now:
-            run = heapq.heappop(self._deadlines)[2]()
-            if run is not None and run in self._all:
-                self.cancel(run, deadline_passed)
+        self._count_empty_slots(now)
+        self._backlog.wake(now)
         if now - self._looked_at >= _TICK:
             self._look(now)
+        self._cancel_late_jobs(now)
         self._dispatch()
-        if self._is_leaving and all(run.is_cut for run in self._all):
-            self._let_workers_go()
-
-    def _receive(self, timeout: float) -> None:
-        try:
-            self._inbox.get(timeout=None if timeout == math.inf else timeout)()
-            while True:
-                self._inbox.get_nowait()()
-        except Empty:
-            pass
+        if self._is_leaving and all(state.is_aborted for state in self._jobs.values()):
+            self._dismiss()
 
     def _timeout(self) -> float:
-        times = [self._opens, self._delayed[0][0] if self._delayed else math.inf]
-        times.append(self._deadlines[0][0] if self._deadlines else math.inf)
-        if self._in_flight or self._head is not None:
-            times.append(self._looked_at + _TICK)
-        return (
-            max(0.0, min(min(times) - time.monotonic(), threading.TIMEOUT_MAX)) if min(times) < math.inf else math.inf
-        )
+        """Return the seconds until there is something to do."""
+        wake_up = min(self._opens, self._backlog.next_due, self._deadlines[0][0] if self._deadlines else math.inf)
+        if self._in_flight or self._blocked_by is not None or self._callbacks.are_short_of_threads:
+            wake_up = min(wake_up, self._looked_at + _TICK)
+        return wake_up if wake_up == math.inf else max(0.0, min(wake_up - time.monotonic(), threading.TIMEOUT_MAX))
 
     def _look(self, now: float) -> None:
-        """Cut the tries whose time is over; give up those that waited in vain."""
+        """Time calls out: in flight, and in line at the limits. Start a thread for user code that is stuck without."""
         self._looked_at = now
         for call in self._in_flight:
             if now >= call.scope.timeout_at or call.scope.is_cut:
                 call.scope.check(now)
-        if self._head is not None and self._limits.outage_left(now) <= 0:
-            self._give_up_outage()
-        waiting = [self._head] if self._head is not None else []
-        for call in [*waiting, *(call for run in self._turn for call in run.ready)]:
-            if now >= call.ends and call in call.run.calls:
-                self._finish(call, call.result(call.last_error if now < call.run.deadline else call.past_deadline()))
+        self._callbacks.grow()
+        waiting = [call for _, lane in self._backlog.lanes() for call in lane.waiting()]
+        if waiting and self._limits.outage_left(now) <= 0:
+            self._end_outage(waiting)
+        for call in waiting:
+            if now >= call.ends and (state := self._state_of(call)) is not None:
+                self._finish(state, call, call.result(call.last_error or call.timeout_error(now)))
 
-    def _count_idle(self, now: float) -> None:
+    def _cancel_late_jobs(self, now: float) -> None:
+        while self._deadlines and self._deadlines[0][0] <= now:
+            job = heapq.heappop(self._deadlines)[2]()
+            if job is not None:
+                self.cancel(job, deadline_passed)
+
+    def _count_empty_slots(self, now: float) -> None:
         seconds, self._counted_at = now - self._counted_at, now
-        free = self._size - len(self._in_flight)
-        if free and self._head is not None:
-            self.waits[self._blocked_by] += free * seconds
-        elif free and self._delayed:
-            self.waits[BACK_OFF] += min(free, len(self._delayed)) * seconds
+        empty = self._size - len(self._in_flight)
+        if not empty:
+            return
+        if self._blocked_by is not None:
+            self.waits[self._blocked_by] += empty * seconds  # type: ignore[assignment]  # a Counter may count in seconds
+        elif self._backlog.delayed:
+            self.waits[BACK_OFF] += min(empty, self._backlog.delayed) * seconds  # type: ignore[assignment]  # likewise
+
+    def _recover(self, bug: BaseException) -> None:
+        """A bug of ours, or a MemoryError: start with a clean slate, and have every waiting thread raise it."""
+        _logger.critical("the scheduler failed; every call is cancelled", exc_info=bug)
+        jobs, self._jobs, self._backlog = self._jobs, {}, Backlog()
+        self._opens, self._blocked_by = math.inf, None
+        self._deadlines.clear()
+        for job, state in jobs.items():
+            job.is_cancelled = True
+            job.fail(bug)
+            for call in state.calls:
+                call.scope.cancel(NotSentError(f"cancelled: the scheduler failed: {bug!r}"))
+
+    def _wind_up(self) -> None:
+        self._has_ended = True
+        self._dismiss()
+        self._workers.close(wait=False)
+
+    def _dismiss(self) -> None:
+        self._workers.dismiss()
+        self._dismissed = self._callbacks.dismiss()
 
     # Sending.
 
     def _dispatch(self) -> None:
-        self._opens = math.inf
-        while len(self._in_flight) < self._size:
-            call = self._head = self._head or self._next()
-            if call is None:
-                return
-            if call not in call.run.calls:  # it was settled meanwhile
-                self._head = None
-                continue
-            now = time.monotonic()
-            delay, self._blocked_by = self._limits.delay(now, call)
-            if delay > 0:
-                self._opens = now + delay
-                return
-            self._head = None
-            self._send(call, now)
+        """Send as much as slots and limits allow: one call of each lane in turn."""
+        self._opens, self._blocked_by = math.inf, None
+        open_lanes = dict(self._backlog.lanes())
+        while open_lanes and len(self._in_flight) < self._size:
+            for model, lane in list(open_lanes.items()):
+                if len(self._in_flight) >= self._size:
+                    return
+                if not self._send_next(model, lane):
+                    del open_lanes[model]
 
-    def _next(self) -> Call | None:
-        """Take one call of the next run in turn."""
-        while self._turn:
-            run = self._turn.popleft()
-            call = self._take(run)
-            if run.is_waiting:
-                self._turn.append(run)
-            if call is not None:
-                return call
-        return None
+    def _send_next(self, model: str, lane: Lane) -> bool:
+        """Send the call that is first in line; return False if the lane is empty or its limits do not let it pass."""
+        call = lane.next()
+        if call is None:
+            self._backlog.drop(model)
+            return False
+        state = self._state_of(call)
+        if state is None:  # it was settled meanwhile
+            lane.head = None
+            return True
+        if not call.attempts and (error := self._sender.prepare(call)) is not None:
+            lane.head = None
+            self._finish(state, call, call.result(error))
+            return True
+        now = time.monotonic()
+        delay, cause = self._limits.delay(now, call)
+        if delay > 0:
+            if self._blocked_by is None or now + delay < self._opens:
+                self._opens, self._blocked_by = now + delay, cause
+            return False
+        lane.head = None
+        self._send(state, call, now)
+        return True
 
-    def _take(self, run: Run) -> Call | None:
-        if run.ready:
-            return run.ready.popleft()
-        if not run.todo or not run.may_begin():
-            return None
-        call = Call(run, *run.todo.popleft())
-        run.calls.add(call)
-        self._client.prepare(call)
-        error = self._limits.refusal(call)
-        if error is None:
-            return call
-        self._finish(call, call.result(error))
-        return None
-
-    def _send(self, call: Call, now: float) -> None:
+    def _send(self, state: JobState, call: Call, now: float) -> None:
+        job = call.job
         try:
-            if call.run.allowance is not None:
-                call.run.allowance.claim(call.last_error)
+            if job.budget is not None:
+                job.budget.reserve(call.last_error)
         except SpendLimitError as error:
-            self._finish(call, call.result(error))
-            self.cancel(call.run, functools.partial(SpendLimitError, str(error), code=error.code), cut=False)
+            self._finish(state, call, call.result(error))
+            self.cancel(job, functools.partial(SpendLimitError, str(error), code=error.code), abort=False)
             return
-        call.begin_try(self._limits.answers)
+        call.begin_attempt(now, self._limits.answers)
         self._limits.sent(now, call)
         self._in_flight.add(call)
-        self._jobs.put(call)
-        if len(self._in_flight) > self._workers:
-            self._hire()
+        if job.is_inline:
+            job.hand_over(functools.partial(self._send_here, call))
+        else:
+            self._workers.send(call, len(self._in_flight))
 
-    def _hire(self) -> None:
+    # In the threads of workers and callbacks.
+
+    def _send_here(self, call: Call) -> None:
+        self._perform(call, self._sender.send)
+
+    def _parse_here(self, call: Call) -> None:
+        if call.scope.error is None:  # else it was cancelled meanwhile
+            with call.job.entered():
+                self._perform(call, self._sender.parse)
+
+    def _perform(self, call: Call, step: Step) -> None:
+        """Make a step of a call within its caller's context, and report how it ended."""
         try:
-            self._executor.submit(self._work)
-            self._workers += 1
-        except RuntimeError:  # no more threads to be had: the others go on, or this one does it itself
-            if not self._workers:
-                self._make(self._jobs.get(), self._client.send)
-
-    def _let_workers_go(self) -> None:
-        self._jobs.put(None)
-
-    # In the workers' threads.
-
-    def _work(self) -> None:
-        while (call := self._jobs.get()) is not None:
-            self._make(call, self._client.send)
-            del call  # or it would live on, with its prompt and its answer, until the next one comes
-        self._jobs.put(None)  # for the next worker
-
-    def _make(self, call: Call, step: Callable[[Call], ChatResult | None]) -> None:
-        """Make a step of a call within its caller's context, and report."""
-        result, delay, bug = None, math.nan, None
-        try:
-            result = call.run.context.copy().run(step, call)
+            report = Report(call.job.context.copy().run(step, call))
         except Postponed as later:
-            delay = later.delay
-        except Foreign as raised:
-            bug = raised.error
-        except BaseException as raised:  # noqa: BLE001 - whoever waits for the run raises it
-            bug = raised
-        self._inbox.put(functools.partial(self._report, call, result, delay, bug))
+            report = Report(delay=later.delay)
+        except BaseException as bug:  # noqa: BLE001 - the thread that waits for the job raises it
+            report = Report(bug=bug)
+        self._inbox.put(functools.partial(self._handle, call, report))
+        if report.bug is not None and call.job.is_inline:
+            raise report.bug  # this is the thread that waits
+
+    def _callback_done(self, task: Task) -> None:
+        self._inbox.put(functools.partial(self._callbacks.forget, task))
 
     # Reports.
 
-    def _report(self, call: Call, result: ChatResult | None, delay: float, bug: BaseException | None) -> None:
-        run = call.run
+    def _handle(self, call: Call, report: Report) -> None:
         if call in self._in_flight:
-            self._in_flight.remove(call)
-            self._limits.left_wire(call)
-            if call.feedback:
-                getattr(self._limits, call.feedback[0])(call, call.feedback[1])
-        run.parsing.discard(call)
-        if bug is not None:
-            bug.__dict__.setdefault("prompt_index", call.index)
-            self._abandon(run, bug)
-        elif call not in run.calls:
-            return  # it was given up meanwhile
-        elif delay == delay:
-            self._delay(call, delay)
-        elif result is None:
-            run.parsing.add(call)
-            run.hand_out(functools.partial(self._parse, call), self._callbacks)
+            self._leave_wire(call)
+            if call.signal is not None:
+                call.signal(self._limits, call)
+        state = self._state_of(call)
+        if state is None:
+            return  # it was cancelled meanwhile
+        state.parsing.discard(call)
+        if report.bug is not None:
+            self._fail(state, call, report.bug)
+        elif report.delay is not None:
+            self._delay(state, call, report.delay)
+        elif report.result is not None:
+            self._complete(state, call, report.result)
         else:
-            self._close(call, result)
+            self._parse(state, call)
 
-    def _parse(self, call: Call) -> None:
-        with call.run.present():
-            self._make(call, self._client.parse)
+    def _parse(self, state: JobState, call: Call) -> None:
+        state.parsing.add(call)
+        parse = functools.partial(self._parse_here, call)
+        if call.job.parses_itself or not self._callbacks.run(parse, call.job.began):
+            call.job.hand_over(parse)
 
-    def _delay(self, call: Call, delay: float) -> None:
-        if call.run.verdict is not None:
-            self._finish(call, call.result(call.last_error))
-            return
-        call.due = time.monotonic() + delay
-        heapq.heappush(self._delayed, (call.due, next(self._numbers), call))
+    def _delay(self, state: JobState, call: Call, delay: float) -> None:
+        if state.reason is None:
+            self._backlog.delay(call, time.monotonic() + delay)
+        else:
+            self._finish(state, call, call.result(call.last_error))
 
-    def _close(self, call: Call, result: ChatResult) -> None:
-        self._finish(call, result)
+    def _complete(self, state: JobState, call: Call, result: ChatResult) -> None:
+        self._finish(state, call, result)
         if result.error is None:
             self._limits.answers += 1
         elif is_fatal_for_all(result.error):
-            self.cancel(call.run, functools.partial(not_sent, result.error), cut=False)
+            self.cancel(call.job, functools.partial(no_call_can_succeed, result.error), abort=False)
 
-    def _give_up_outage(self) -> None:
+    def _end_outage(self, waiting: list[Call]) -> None:
+        """The server was out for too long: cancel the jobs that have something to send to it."""
         cause = self._limits.outage_cause
         self._limits.outage_over()
-        waiting = set(self._turn) | ({self._head.run} if self._head is not None else set())
-        for run in waiting:
-            for call in list(run.calls - self._in_flight - run.parsing):
-                self._finish(call, call.result(call.last_error or _outage(cause)))
-            self.cancel(run, functools.partial(not_sent, _outage(cause)), cut=False)
+        jobs = {call.job for call in waiting} | {job for job, state in self._jobs.items() if state.has_requests}
+        for job in jobs & self._jobs.keys():
+            state = self._jobs[job]
+            for call in state.calls - self._in_flight - state.parsing:
+                self._finish(state, call, call.result(call.last_error or outage(cause)))
+            self.cancel(job, functools.partial(no_call_can_succeed, outage(cause)), abort=False)
 
-    def _abandon(self, run: Run, bug: BaseException) -> None:
-        run.bug = run.bug or bug
-        self.cancel(run, lambda: NotSentError("given up because of an exception in another call"))
-        run.ring()
+    def _fail(self, state: JobState, call: Call, bug: BaseException) -> None:
+        """Have the waiting thread raise what the user's code raised."""
+        bug.__dict__.setdefault("prompt_index", call.index)
+        call.job.fail(bug)
+        self.cancel(call.job, exception_elsewhere)
 
-    def _finish(self, call: Call, result: ChatResult) -> None:
-        if call in call.run.calls:
-            call.run.calls.remove(call)
-            call.run.retries += max(0, call.attempts - 1)
-            self._settle(call.run, result)
+    def _leave_wire(self, call: Call) -> None:
+        self._in_flight.remove(call)
+        self._limits.left_wire(call)
 
-    def _settle(self, run: Run, *results: ChatResult) -> None:
-        run.settle(results)
-        if isinstance(run, FutureRun):
-            self.forget(run)
+    def _state_of(self, call: Call) -> JobState | None:
+        """Return the state of a call's job; None if the call is settled."""
+        state = self._jobs.get(call.job)
+        return state if state is not None and call in state.calls else None
 
+    def _finish(self, state: JobState, call: Call, result: ChatResult) -> None:
+        if call in state.calls:
+            state.calls.remove(call)
+            self._settle(call.job, [result])
 
-def not_sent(cause: CallError) -> NotSentError:
-    """Return the error of a call that was not made, because another one showed that none can succeed."""
-    if isinstance(cause, NotSentError) and isinstance(cause.__cause__, CallError):
-        cause = cause.__cause__
-    error = NotSentError(f"not sent, because no call can succeed: {cause}", code=cause.code)
-    error.__cause__ = cause
-    return error
-
-
-def _outage(cause: CallError | None) -> NotSentError:
-    error = NotSentError(f"not sent, because the server was out for too long: {cause}", code="outage")
-    error.__cause__ = cause
-    return error
-
-
-def _closed() -> NotSentError:
-    return NotSentError("given up: the pool was closed")
+    def _settle(self, job: Job, results: list[ChatResult]) -> None:
+        job.settle(results)
+        if isinstance(job, FutureJob):
+            self.forget(job)

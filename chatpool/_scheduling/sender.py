@@ -1,17 +1,16 @@
-"""The steps of one call, each made in a worker's thread: send a request and judge its reply; parse the answer."""
+"""The steps of one call: send a request and judge the reply; parse the answer; decide about the next attempt."""
 
 from __future__ import annotations
 
 import functools
 import logging
 import time
-from typing import Any
 
 from chatpool._http.session import Transport
 from chatpool._protocol.judgement import is_outage_sign, is_refusal
 from chatpool._protocol.replies import Reply, check_answer, read_completion, read_document
-from chatpool._protocol.requests import BYTES_A_TOKEN, CHAT_PATH, build_body, encode, estimate_tokens, path_of
-from chatpool._protocol.results import Attempt, ChatResult, Retry
+from chatpool._protocol.requests import BYTES_A_TOKEN, CHAT_PATH, estimate_tokens
+from chatpool._protocol.results import ChatResult, Retry
 from chatpool._protocol.settings import Settings
 from chatpool.errors import (
     APIConnectionError,
@@ -21,156 +20,133 @@ from chatpool.errors import (
     RateLimitError,
 )
 
-from .job import Call
+from .call import Call
 from .limits import Limits
-from .retry import Postponed, TryAgain, attempt, delay_before_retry, is_transient
+from .reasons import deadline_passed
+from .retry import back_off, delay_before_retry, is_transient
 
 _logger = logging.getLogger("chatpool")
 
-_MOST_SENDS = 5  # times max_tries: so often a prompt is sent at most, refusals for rate included
+_MOST_SENDS = 5  # times max_tries: how often one prompt is sent at most, rate limits included
 
 
-class Client:
+class Sender:
     """Knows requests, replies and retries; nothing of threads, queues and other calls."""
 
     def __init__(self, settings: Settings, transport: Transport, limits: Limits) -> None:
         self._settings, self._transport, self._limits = settings, transport, limits
 
-    def prepare(self, call: Call) -> None:
-        """Set the request's body."""
-        settings = self._settings
-        call.path = path_of(call.prompt)
-        body = build_body(call.prompt, model=settings.model, system=settings.system, params=call.run.params)
-        call.payload = encode(body, f"prompt {call.index}")
-        if settings.tokens_per_minute:
-            call.tokens = estimate_tokens(call.payload, body)
+    def prepare(self, call: Call) -> CallError | None:
+        """Estimate the tokens of a call, if there is a budget for them; return an error if it needs more than that."""
+        if not self._settings.tokens_per_minute or call.tokens:
+            return None
+        builder = call.job.builder
+        call.tokens = estimate_tokens(builder.payload(call.request), builder.body(call.request.prompt))
+        return self._limits.refusal(call)
 
     def send(self, call: Call) -> ChatResult | None:
-        """Make one try; return the call's result, or None if its answer is to be parsed yet. May raise Postponed."""
-        return self._conclude(call, self._exchange)
-
-    def parse(self, call: Call) -> ChatResult | None:
-        """Parse the answer, and return the call's result. May raise Postponed."""
-        return self._conclude(call, self._parse)
-
-    def _conclude(self, call: Call, step: Any) -> ChatResult | None:
-        error: CallError | None = None
+        """Make one attempt; return the call's result, or None if its answer is still to be parsed. Raises Postponed."""
+        failure: CallError | None = None
         try:
-            is_done = attempt(functools.partial(self._judge_step, call, step))
-        except CallError as final:
-            error = final
-        if error is None and not is_done:
+            self._exchange(call)
+        except CallError as error:
+            failure = error
+        if failure is None and call.job.parse is not None:
             return None
-        if error is not None:
-            _logger.warning("prompt %d failed: %s", call.index, _name(error))
-        result = call.result(error)
-        if call.run.record is not None:
-            call.run.record(result, call.timeline)
+        return self._conclude(call, failure)
+
+    def parse(self, call: Call) -> ChatResult:
+        """Parse the answer; return the call's result. Raises Postponed, and what ``parse`` raises by mistake."""
+        assert call.completion is not None
+        assert call.job.parse is not None
+        failure: CallError | None = None
+        try:
+            call.value = call.job.parse(call.completion.text)
+        except ValueError as error:
+            name = type(error).__name__
+            message = f"parse rejected the answer: {name}: {self._transport.redact(str(error))}"
+            failure = ParseError(message, code=name)
+        return self._conclude(call, failure)
+
+    def _conclude(self, call: Call, failure: CallError | None) -> ChatResult:
+        """Return the result of a call that needs no other attempt; raise Postponed for one that does."""
+        if failure is not None:
+            failure = self._final_error(call, failure)
+            _logger.warning("prompt %d failed: %s", call.index, _describe(failure))
+        result = call.result(failure)
+        if call.job.record is not None:
+            call.job.record(result, call.timeline)
+        call.request.payload = None  # a map keeps its requests until it ends
         return result
 
-    def _judge_step(self, call: Call, step: Any) -> bool:
-        error: CallError | None = None
+    def _exchange(self, call: Call) -> None:
+        """Send the request and take the answer out of the reply; note what the limits are to learn from it."""
+        if call.scope.error is not None:
+            raise call.scope.error
+        payload = call.job.builder.payload(call.request)
         try:
-            is_done: bool = step(call)
-        except CallError as failure:
-            error = failure
-        if error is not None:  # outside the except block, so that nothing hangs on the error as its context
-            raise self._verdict(call, error)
-        return is_done
-
-    def _exchange(self, call: Call) -> bool:
-        try:
-            if call.scope.error is not None:
-                raise call.scope.error
-            reply = self._transport.send(call.path, call.payload, call.scope)
+            reply = self._transport.send(call.request.path, payload, call.scope)
         except APIConnectionError as failure:
-            late = call.out_of_time(time.monotonic()) if isinstance(failure, APITimeoutError) else None
+            late = call.timeout_error(time.monotonic()) if isinstance(failure, APITimeoutError) else None
             if late is not None:
                 raise late from None
             if is_transient(failure) and failure.code != "stale_connection":
-                call.feedback = ("failed", failure)
+                call.signal = functools.partial(Limits.failed, error=failure)
             raise
-        self._judge(call, reply)
-        if call.run.parse is None:
-            call.value = call.completion.text if call.completion else None
-        return call.run.parse is None
+        self._judge(call, reply, len(payload))
+        assert call.completion is not None
+        call.value = call.completion.text
 
-    def _judge(self, call: Call, reply: Reply) -> None:
-        """Take the answer out of a reply, and note what the reply says of the limits."""
+    def _judge(self, call: Call, reply: Reply, request_bytes: int) -> None:
         call.request_id = reply.request_id
         usage = reply.usage
         if usage is not None:  # whether or not it is an answer: it is paid for
             call.usage = usage if call.usage is None else call.usage + usage
-            if call.run.allowance is not None:
-                call.run.allowance.use(usage.total_tokens)
-        read = read_completion if call.path == CHAT_PATH else read_document
+            if call.job.budget is not None:
+                call.job.budget.charge(usage.total_tokens)
+        read = read_completion if call.request.path == CHAT_PATH else read_document
         try:
             call.completion = completion = read(reply)
-        except RateLimitError as refusal:
-            if is_transient(refusal) and (refusal.retry_after or 0) <= self._settings.max_wait:
-                call.feedback = ("refused", refusal.retry_after)
+        except RateLimitError as error:
+            if is_transient(error) and (error.retry_after or 0) <= self._settings.max_wait:
+                call.signal = functools.partial(Limits.refused, delay=error.retry_after)
             raise
-        except CallError as failure:
-            is_trouble = is_outage_sign(failure) or is_refusal(failure)  # overload counts as an outage, too
-            call.feedback = ("failed", failure) if is_trouble else ("taken", None)
+        except CallError as error:
+            is_outage = is_outage_sign(error) or is_refusal(error)  # overload counts as an outage for now
+            failed = functools.partial(Limits.failed, error=error)
+            call.signal = failed if is_outage else functools.partial(Limits.taken, tokens=None)
             raise
-        call.feedback = ("taken", usage.total_tokens if usage else None)
-        if call.run.allowance is not None and usage is None:
-            call.run.allowance.use((len(call.payload) + len(completion.text)) // BYTES_A_TOKEN)
+        call.signal = functools.partial(Limits.taken, tokens=usage.total_tokens if usage else None)
+        if call.job.budget is not None and usage is None:
+            call.job.budget.charge((request_bytes + len(completion.text)) // BYTES_A_TOKEN)
         check_answer(reply, completion)
 
-    def _parse(self, call: Call) -> bool:
-        assert call.completion is not None
-        assert call.run.parse is not None
-        try:
-            call.value = call.run.parse(call.completion.text)
-        except ValueError as refusal:
-            name = type(refusal).__name__
-            told = f"parse refused the answer: {name}: {self._transport.redact(str(refusal))}"
-        except (
-            CallError,
-            TryAgain,
-            Postponed,
-        ) as foreign:  # of another call, made within parse: not this one's failure
-            raise Foreign(foreign) from None
-        else:
-            return True
-        raise ParseError(told, code=name)
-
-    def _verdict(self, call: Call, error: CallError) -> Exception:
-        """Return TryAgain with the wait for it if another try is due, else the error that ends the call."""
-        settings = self._settings
-        call.last_error, error.__traceback__ = error, None
-        refused = isinstance(error, RateLimitError)
-        name, now = type(error).__name__, time.monotonic()
-        call.timeline.append(Attempt(call.sent_at - call.started, now - call.started, name))
-        # A refusal for rate costs nothing as long as the pool gets on; it shows only that we are many.
-        call.tries += not (refused and self._limits.answers > call.answers_seen)
-        if call.run.verdict is not None or not is_transient(error):
+    def _final_error(self, call: Call, error: CallError) -> CallError:
+        """Return the error that ends the call. Raises Postponed if there is to be another attempt."""
+        settings, now = self._settings, time.monotonic()
+        call.note_failure(error, now)
+        rejected = isinstance(error, RateLimitError)
+        # A rate limit costs no try as long as other calls are answered: it shows only that there are many.
+        call.tries += not (rejected and self._limits.answers > call.answers_before)
+        if call.job.is_cancelled or not is_transient(error):
             return error
         if call.tries >= settings.max_tries or call.attempts >= _MOST_SENDS * settings.max_tries:
             return error
         wait = delay_before_retry(error, call.tries, settings.max_wait)
         if wait > settings.max_wait:
             return error
-        delay = 0.0 if refused else wait  # the limits hold the whole pool back for that long
+        delay = 0.0 if rejected else wait  # the limits hold all calls back for that long
         if now + delay >= call.ends:
-            return call.past_deadline() if call.ends == call.run.deadline else error
-        _logger.info("prompt %d: try %d failed (%s), next in %.2f s", call.index, call.attempts, _name(error), delay)
-        if call.run.notice is not None:
-            call.run.notice(Retry(call.index, call.prompt, call.attempts, error, wait))
-        return TryAgain(error, delay)
+            return deadline_passed(error) if call.ends == call.job.deadline else error
+        _logger.info(
+            "prompt %d: attempt %d failed (%s), next in %.2f s", call.index, call.attempts, _describe(error), delay
+        )
+        if call.job.on_retry is not None:
+            call.job.on_retry(Retry(call.index, call.request.prompt, call.attempts, error, wait))
+        return back_off(delay)
 
 
-class Foreign(Exception):
-    """Carries an exception of the caller's past the handlers of our own."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__()
-        self.error = error
-
-
-def _name(error: CallError) -> str:
-    """What may be logged of an error: not its message, which can quote the prompt."""
+def _describe(error: CallError) -> str:
+    """Return the parts of an error that may be logged: not its message, which can quote the prompt."""
     words = (type(error).__name__, error.status_code, error.code, error.request_id)
     return " ".join(str(word) for word in words if word is not None)

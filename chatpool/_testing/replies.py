@@ -1,4 +1,4 @@
-"""What the fake server replies: any list of steps, with ``Reply`` and ``Raw`` to make them."""
+"""Replies of the fake server. A reply is a list of steps; ``Reply`` and ``Raw`` make them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from typing import Any, Union
 class End(enum.Enum):
     """How a reply ends."""
 
-    KEEP = "the connection is kept for the next request"
-    CLOSE = "the server closes the connection"
-    RESET = "the server resets the connection (RST)"
-    STALL = "the server sends nothing more, until the client leaves or the server is closed"
+    KEEP = "keep the connection open for the next request"
+    CLOSE = "close the connection"
+    RESET = "reset the connection (RST)"
+    STALL = "send nothing more, until the client disconnects or the server is closed"
 
 
 Step = Union[bytes, float, End]
@@ -29,14 +29,13 @@ Step = Union[bytes, float, End]
 class Reply:
     """One reply: a completion with ``text``, or an error with ``status``.
 
-    ``text``: the answer; None means the prompt itself. ``status``: any other than 200 makes the body an error.
-    ``code``: the error's code. ``headers``: more reply headers. ``delay``: seconds before the first byte.
-    ``body``: this instead of the body that would be made. ``finish_reason``, ``usage``: of the completion.
-    ``fault``: how the reply goes wrong:
+    ``text``: the answer; default: the prompt. ``status``: any other than 200 makes the body an error. ``code``: the
+    error's code. ``headers``: additional headers. ``delay``: seconds before the first byte. ``body``: replaces the
+    body. ``finish_reason``, ``usage``: of the completion. ``fault``: one of
 
-    ``"close"``, ``"reset"``: no byte is sent; ``"truncate"``: closed after half the body; ``"reset_midway"``: reset
-    there; ``"stall"``: no byte ever; ``"stall_midway"``: silence after half the body; ``"drip"``: one byte of the
-    body every 0.1 s; ``"drip_headers"``: likewise from the first byte on.
+    ``"close"``, ``"reset"``: send nothing, and close or reset the connection; ``"truncate"``, ``"reset_midway"``,
+    ``"stall_midway"``: close, reset or stall after half the body; ``"stall"``: send nothing at all; ``"drip"``: send
+    one byte of the body every 0.1 s; ``"drip_headers"``: likewise from the first byte of the headers.
     """
 
     text: str | None = None
@@ -54,7 +53,7 @@ class Reply:
             raise ValueError(f"fault must be one of {', '.join(sorted(_FAULTS))}, not {self.fault!r}")
 
     def steps(self, request: Request) -> list[Step]:
-        """Return what the server does."""
+        """Return the steps."""
         body = self._body(request)
         fields = {"Content-Type": "application/json", "Content-Length": str(len(body))}
         fields["x-request-id"] = request.id
@@ -106,12 +105,12 @@ class Reply:
 
 @dataclass(frozen=True)
 class Raw:
-    """A reply told step by step: bytes are sent, numbers are seconds to wait, an ``End`` ends it (default: CLOSE)."""
+    """A reply as a list of steps: bytes to send, seconds to wait, and an ``End`` (default: CLOSE)."""
 
     script: Sequence[Step]
 
     def steps(self, request: Request) -> list[Step]:
-        """Return what the server does."""
+        """Return the steps."""
         return list(self.script)
 
 
@@ -121,7 +120,7 @@ Handler = Callable[["Request"], AnyReply]
 
 @dataclass(frozen=True)
 class Request:
-    """A request as the server got it. ``headers``: names in lower case. ``connection``: which one, from 0."""
+    """A request that the server received. ``headers``: with lower-case names. ``connection``: its number, from 0."""
 
     id: str
     path: str
@@ -132,7 +131,7 @@ class Request:
 
     @property
     def prompt(self) -> str:
-        """The content of the last message, or what else was asked."""
+        """The content of the last message, or the ``input`` or ``prompt`` of another endpoint."""
         messages = self.body.get("messages")
         if isinstance(messages, list) and messages and isinstance(messages[-1], dict):
             content = messages[-1].get("content")
@@ -141,12 +140,12 @@ class Request:
 
 
 def chaos(error_rate: float, *, seed: int = 0) -> Handler:
-    """Return a handler that fails this share of the requests with a 500, at random but the same for the same seed."""
-    chance, lock = random.Random(seed), threading.Lock()
+    """Return a handler that fails a share of the requests with a 500: at random, the same ones for the same seed."""
+    rng, lock = random.Random(seed), threading.Lock()
 
     def reply(request: Request) -> AnyReply:
         with lock:
-            fails = chance.random() < error_rate
+            fails = rng.random() < error_rate
         return Reply(status=500) if fails else Reply()
 
     return reply

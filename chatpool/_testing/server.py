@@ -1,4 +1,4 @@
-"""The fake server itself: a thread for each connection, on a loopback port."""
+"""The fake server: one thread per connection, on a loopback port."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 from .replies import AnyReply, End, Handler, Raw, Reply, Request, Step
 
-_STEP_OF_STALL = 0.05  # seconds between two looks whether a stalled client is still there
+_STALL_POLL = 0.05  # seconds between two checks whether the client of a stalled reply has disconnected
 _BACKLOG = 1024
 _PATHS = ("/chat/completions", "/completions", "/embeddings", "/responses")
 
 
 @dataclass(frozen=True)
 class RateLimit:
-    """A token bucket: ``per_second`` requests, ``burst`` at once; a refusal asks for ``retry_after`` seconds."""
+    """A token bucket: ``per_second`` requests, ``burst`` at once. ``retry_after``: seconds, for the 429's headers."""
 
     per_second: float
     burst: float = 1
@@ -31,12 +31,16 @@ class RateLimit:
 
 
 class FakeChatServer:
-    """The server. Start it with ``with`` or ``start()``; ``url`` is the ``base_url`` to use.
+    """A fake chat API. Start it with ``with`` or ``start()``, and pass its ``url`` as ``base_url``.
 
-    Every prompt is answered with itself, unless ``script`` or ``reply`` say otherwise. ``latency``: seconds before
-    each reply, or a function that returns them. ``rate_limit``: refuses with 429 what comes too fast. ``key``: any
-    other one is refused with 401. ``reply``: a function from ``Request`` to ``Reply``, for what no script is for.
-    ``port``: default: a free one. ``tls``: an ``ssl.SSLContext`` for https.
+    By default it answers every prompt with the prompt. ``latency``: seconds before each reply, or a function that
+    returns them. ``rate_limit``: requests above it get a 429. ``key``: requests with another key get a 401.
+    ``reply``: a function from ``Request`` to ``Reply``, for prompts without a script. ``port``: default: a free one.
+    ``tls``: an ``ssl.SSLContext`` for https.
+
+    Its records: ``requests``, every Request so far, in order of arrival; ``connections``, ``open_connections``: their
+    number so far, and now; ``most_in_flight``: the largest number of requests at once; ``refusals``: requests that
+    the rate limit rejected.
     """
 
     def __init__(
@@ -54,28 +58,26 @@ class FakeChatServer:
         self._key = key
         self._reply = reply or (lambda request: Reply())
         self._tls = tls
-        self._lock = threading.Lock()  # guards all that follows
+        self._lock = threading.Lock()  # guards the fields from here to _filled_at
         self._scripts: dict[str, deque[AnyReply]] = {}
         self._requests: list[Request] = []
         self._sockets: set[socket.socket] = set()
-        self._connections = 0
-        self._in_flight = self._most_in_flight = 0
-        self._refusals = 0
+        self.connections = self.most_in_flight = self.refusals = self._in_flight = 0
         self._level, self._filled_at = (rate_limit.burst if rate_limit else 0.0), time.monotonic()
         self._closed = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", port), backlog=_BACKLOG)
         self._thread: threading.Thread | None = None
 
-    # Setting up.
+    # Set-up.
 
     def start(self) -> FakeChatServer:
-        """Begin to serve."""
+        """Start serving."""
         self._thread = threading.Thread(target=self._accept, name="fake-chat-server", daemon=True)
         self._thread.start()
         return self
 
     def close(self) -> None:
-        """Stop serving and drop every connection. Closing again does nothing."""
+        """Stop serving, and close every connection. Idempotent."""
         self._closed.set()
         _shut(self._listener)
         with self._lock:
@@ -94,17 +96,17 @@ class FakeChatServer:
         self.close()
 
     def script(self, prompt: str, *replies: AnyReply) -> None:
-        """Answer this prompt with these replies, one after the other; the last one stays."""
+        """Answer this prompt with these replies, one after another; the last one is repeated."""
         if not replies or not all(isinstance(reply, (Reply, Raw)) for reply in replies):
-            raise TypeError('script takes the replies to play, such as Reply("text") or Reply(status=503)')
+            raise TypeError('script needs one or more replies, such as Reply("text") or Reply(status=503)')
         with self._lock:
             self._scripts[prompt] = deque(replies)
 
-    # What it saw.
+    # Records.
 
     @property
     def port(self) -> int:
-        """The port it listens on."""
+        """The port that it listens on."""
         return int(self._listener.getsockname()[1])
 
     @property
@@ -114,36 +116,16 @@ class FakeChatServer:
 
     @property
     def requests(self) -> list[Request]:
-        """Every request so far, in the order they came."""
-        with self._lock:
-            return list(self._requests)
-
-    @property
-    def connections(self) -> int:
-        """How many connections were opened."""
-        with self._lock:
-            return self._connections
+        """Every request so far, in order of arrival."""
+        return list(self._requests)
 
     @property
     def open_connections(self) -> int:
-        """How many connections are open now."""
-        with self._lock:
-            return len(self._sockets)
-
-    @property
-    def most_in_flight(self) -> int:
-        """How many requests were under way at once, at most."""
-        with self._lock:
-            return self._most_in_flight
-
-    @property
-    def refusals(self) -> int:
-        """How many requests the rate limit refused."""
-        with self._lock:
-            return self._refusals
+        """The number of connections that are open now."""
+        return len(self._sockets)
 
     def count(self, prompt: str) -> int:
-        """How many requests came for this prompt."""
+        """Return the number of requests for this prompt."""
         return sum(request.prompt == prompt for request in self.requests)
 
     # Serving.
@@ -155,8 +137,8 @@ class FakeChatServer:
             except OSError:
                 break
             with self._lock:
-                number = self._connections
-                self._connections += 1
+                number = self.connections
+                self.connections += 1
                 self._sockets.add(sock)
             threading.Thread(target=self._serve, args=(sock, number), name="fake-chat-server", daemon=True).start()
         self._listener.close()
@@ -173,7 +155,7 @@ class FakeChatServer:
                     if not self._answer(sock, request):
                         break
         except (OSError, ValueError):
-            pass  # the client left, or the server was closed
+            pass  # the client disconnected, or the server was closed
         finally:
             with self._lock:
                 self._sockets.discard(sock)
@@ -210,33 +192,33 @@ class FakeChatServer:
             )
             self._requests.append(request)
             self._in_flight += 1
-            self._most_in_flight = max(self._most_in_flight, self._in_flight)
+            self.most_in_flight = max(self.most_in_flight, self._in_flight)
         return request
 
     def _answer(self, sock: socket.socket, request: Request) -> bool:
-        """Play the reply; return whether the connection is kept."""
+        """Play the reply; return whether to keep the connection open."""
         last: Step = End.CLOSE
-        left = threading.Event()
+        done = threading.Event()
         try:
             for last in self._choose(request).steps(request):
                 if isinstance(last, bytes):
                     if last.endswith(b"}"):
-                        self._leave(left)  # before the last byte is out: the client may be quick
+                        self._count_done(done)  # before the last byte is sent: the next request may arrive at once
                     sock.sendall(last)
                 elif not isinstance(last, End) and self._closed.wait(last):
                     return False
         finally:
             if last is not End.STALL:
-                self._leave(left)
+                self._count_done(done)
         try:
             return self._end(sock, last if isinstance(last, End) else End.CLOSE)
         finally:
-            self._leave(left)
+            self._count_done(done)
 
-    def _leave(self, left: threading.Event) -> None:
+    def _count_done(self, done: threading.Event) -> None:
         with self._lock:
-            if not left.is_set():
-                left.set()
+            if not done.is_set():
+                done.set()
                 self._in_flight -= 1
 
     def _end(self, sock: socket.socket, end: End) -> bool:
@@ -244,18 +226,17 @@ class FakeChatServer:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             sock.close()
         elif end is End.STALL:
-            _wait_for_leaving(sock, self._closed)
+            _wait_for_disconnect(sock, self._closed)
         return end is End.KEEP
 
     def _choose(self, request: Request) -> AnyReply:
         if self._key is not None and request.headers.get("authorization") != f"Bearer {self._key}":
             return Reply(status=401, code="invalid_api_key")
         if not request.path.split("?")[0].endswith(_PATHS):
-            told = {"error": {"message": f"fake server: no such path: {request.path}", "code": "unknown_path"}}
-            return Reply(status=404, body=told)
-        refusal = self._refusal()
-        if refusal is not None:
-            return refusal
+            return _error(404, f"fake server: no such path: {request.path}", "unknown_path")
+        rejection = self._apply_rate_limit()
+        if rejection is not None:
+            return rejection
         with self._lock:
             script = self._scripts.get(request.prompt)
             reply = (script.popleft() if len(script) > 1 else script[0]) if script else None
@@ -266,14 +247,14 @@ class FakeChatServer:
         return reply
 
     def _handle(self, request: Request) -> AnyReply:
-        """Ask the test's own handler; a bug in it is told in a reply that no client tries again."""
+        """Call the test's own handler. If it raises, return the exception in a reply that no client retries."""
         try:
             return self._reply(request)
-        except Exception as bug:  # noqa: BLE001 - whatever it is, the test shall see it
-            told = {"error": {"message": f"the test's reply function raised {bug!r}", "code": "bug_in_test"}}
-            return Reply(status=501, body=told, headers={"x-should-retry": "false"})
+        except Exception as bug:  # noqa: BLE001 - the test needs to see any exception
+            message = f"the test's reply function raised {bug!r}"
+            return _error(501, message, "bug_in_test", {"x-should-retry": "false"})
 
-    def _refusal(self) -> Reply | None:
+    def _apply_rate_limit(self) -> Reply | None:
         limit = self._limit
         if limit is None:
             return None
@@ -284,7 +265,7 @@ class FakeChatServer:
             if self._level >= 1:
                 self._level -= 1
                 return None
-            self._refusals += 1
+            self.refusals += 1
         headers = {}
         if limit.retry_after is not None:
             headers = {
@@ -294,15 +275,19 @@ class FakeChatServer:
         return Reply(status=429, code="rate_limit_exceeded", headers=headers)
 
 
-def _wait_for_leaving(sock: socket.socket, closed: threading.Event) -> None:
-    sock.settimeout(_STEP_OF_STALL)
+def _error(status: int, message: str, code: str, headers: Mapping[str, str] | None = None) -> Reply:
+    return Reply(status=status, body={"error": {"message": message, "code": code}}, headers=headers or {})
+
+
+def _wait_for_disconnect(sock: socket.socket, closed: threading.Event) -> None:
+    sock.settimeout(_STALL_POLL)
     while not closed.is_set():
         try:
             if not sock.recv(1):
                 return
         except TimeoutError:
             continue
-        except OSError as error:  # before Python 3.10 socket.timeout is no TimeoutError
+        except OSError as error:  # before Python 3.10, socket.timeout is not a TimeoutError
             if not isinstance(error, socket.timeout):
                 return
 

@@ -1,4 +1,4 @@
-"""A Celery task that maps a list of prompts.
+"""A Celery task that sends a list of prompts.
 
 OPENAI_API_KEY=… celery --workdir examples/celery_task -A tasks worker -P prefork -c 4
 Then, in Python: from tasks import ask_all; ask_all.delay(["ping", "pong"]).get()
@@ -11,10 +11,10 @@ from celery import Celery
 from chatpool import ChatPool
 
 app = Celery("tasks", broker=os.environ.get("BROKER_URL", "redis://"), backend=os.environ.get("RESULT_URL", "redis://"))
-pool = ChatPool(max_workers=20)  # in each worker process it opens connections of its own
+pool = ChatPool(max_workers=20)  # each worker process opens its own connections
 
 
 @app.task
 def ask_all(prompts):
     answers = pool.map(prompts, deadline=60)
-    return list(answers)  # None where a call failed; what travels must be JSON
+    return list(answers)  # JSON; None where a call failed

@@ -1,4 +1,4 @@
-"""Django's own command.
+"""Django's command line.
 
 python examples/django_view/manage.py migrate
 OPENAI_API_KEY=… python examples/django_view/manage.py runserver

@@ -1,4 +1,4 @@
-"""The least that Django needs, and a database."""
+"""The minimal settings of Django, and a database."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": os.environ.get("DJANGO_DATABASE", HERE / "db.sqlite3"),
-        "OPTIONS": {"timeout": 20},  # seconds for which a writer waits for another
+        "OPTIONS": {"timeout": 20},  # seconds that a writer waits for another
     }
 }
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"

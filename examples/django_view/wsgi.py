@@ -1,4 +1,4 @@
-"""What a WSGI server serves: gunicorn --chdir examples/django_view wsgi."""
+"""The WSGI application: gunicorn --chdir examples/django_view wsgi."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Many small tasks through joblib, whose processes stay for the next tasks.
+"""Many small tasks through joblib, which reuses its processes.
 
 OPENAI_API_KEY=… python examples/engines/joblib_parallel.py
 """
@@ -9,7 +9,7 @@ from chatpool import ChatPool
 
 
 def answer(pool, prompts):
-    """Answer a few prompts with the pool that came along."""
+    """Answer a few prompts with the pool that was pickled with the task."""
     return [(result.prompt, result.text, str(result.error or "")) for result in pool.map(prompts).results]
 
 

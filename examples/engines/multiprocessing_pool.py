@@ -11,11 +11,11 @@ from chatpool import ChatPool
 
 
 def answer(pool, prompts):
-    """Answer a few prompts: what each process does again and again, with the pool that came along."""
+    """Answer a few prompts with the pool that was pickled with the task."""
     return [(result.prompt, result.text, str(result.error or "")) for result in pool.map(prompts).results]
 
 
-if __name__ == "__main__":  # a process that is spawned imports this file anew
+if __name__ == "__main__":  # a spawned process imports this file
     method = sys.argv[1] if len(sys.argv) > 1 else "spawn"
     tasks = [[f"What is {number} times {other}?" for other in range(5)] for number in range(40)]
     pool = ChatPool(max_workers=10, progress=False)

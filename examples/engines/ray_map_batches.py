@@ -7,7 +7,7 @@ import ray
 
 from chatpool import ChatPool
 
-pool = ChatPool(max_workers=10, progress=False)  # travels to each worker process as its settings
+pool = ChatPool(max_workers=10, progress=False)  # pickled to each worker process as its settings
 
 
 def answer(batch):

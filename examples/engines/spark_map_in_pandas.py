@@ -7,7 +7,7 @@ from pyspark.sql import SparkSession
 
 from chatpool import ChatPool
 
-pool = ChatPool(max_workers=10, progress=False)  # travels to each Python worker as its settings
+pool = ChatPool(max_workers=10, progress=False)  # pickled to each Python worker as its settings
 
 
 def answer(frames):

@@ -1,4 +1,4 @@
-"""A Flask view that asks many prompts at once, and shows what was answered in time.
+"""A Flask view that sends many prompts at once and shows the answers that arrive in time.
 
 OPENAI_API_KEY=… flask --app examples/flask_view/app.py run
 Then open http://127.0.0.1:5000/?q=Why+is+the+sky+blue%3F&q=Why+is+the+sea+salty%3F
@@ -15,13 +15,17 @@ PAGE = """<!doctype html>
 
 app = Flask(__name__)
 DEADLINE = 2  # seconds for all prompts of a request
-pool = ChatPool(max_workers=20)  # one for the process: all requests share its threads and connections
+pool = ChatPool(max_workers=20)  # one for the process
 
 
 @app.get("/")
 def ask():
     questions = request.args.getlist("q")
-    answers = pool.map(questions, deadline=DEADLINE)  # what is not done by then is None
+    answers = pool.map(questions, deadline=DEADLINE)
     answered = sum(answer is not None for answer in answers)
-    pairs = list(zip(questions, answers))
-    return render_template_string(PAGE, pairs=pairs, answered=answered, missing=answered < len(pairs))
+    return render_template_string(
+        PAGE,
+        pairs=list(zip(questions, answers)),
+        answered=answered,
+        missing=answered < len(questions),
+    )

@@ -16,13 +16,13 @@ def run(*arguments):
 
 
 def test_demo_shows_answers_and_summary():
-    """Real latency, 429s, 500s and a stall; all are answered, exit code 0, and stderr is no bar in a log."""
+    """With latency, 429s, 500s and a stall, every prompt is answered; exit code 0, and no bar on stderr in a log."""
     done = run("demo")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "answers[:3] == ['0 × 0 = 0', '1 × 1 = 1', '2 × 2 = 4']" in done.stdout
     assert "300 prompts: 300 answered, 0 failed" in done.stdout
-    assert "s: at the second try" in done.stdout  # the stall was cut, and tried again
+    assert "s: at the second attempt" in done.stdout  # the stalled request timed out, and was retried
     retries = int(done.stdout.split("of them ")[1].split()[0])
     assert retries > 5
 
@@ -36,8 +36,8 @@ def test_usage_errors_are_exit_code_2(capsys):
 
 
 def test_version_and_help(capsys):
-    for option, told in (("--version", f"chatpool {__version__}"), ("--help", "demo")):
+    for option, text in (("--version", f"chatpool {__version__}"), ("--help", "demo")):
         with pytest.raises(SystemExit) as caught:
             main([option])
         assert caught.value.code == 0
-        assert told in capsys.readouterr().out
+        assert text in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""``chatpool report``: what a journal tells, as one page that a browser shows without help."""
+"""``chatpool report``: a journal as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from chatpool import ChatPool
 from chatpool._cli.main import main
-from chatpool._files.history import History, Series, Spans, read_history
+from chatpool._files.history import History, Intervals, TimeSeries, read_history
 from chatpool.testing import Reply
 from tests.snippets import ROOT, snippets
 
@@ -32,19 +32,22 @@ QUIET = ["--disable-background-networking", "--disable-sync", "--host-resolver-r
 
 
 def line(began, elapsed, *, tries=None, error=None, usage=None, **ours):
-    """What a journal holds of one call."""
+    """Return the parsed line of one call."""
     body = {"usage": usage} if usage else None
     timed = {"started": began, "elapsed": elapsed, "attempts": len(tries or [1]), **({"tries": tries} if tries else {})}
     return {"custom_id": "x", "response": {"body": body}, "error": error, "chatpool": {**timed, **ours}}
 
 
 def history_of(*lines):
-    return History((document, True) for document in lines)
+    history = History()
+    for document in lines:
+        history.add(document, counts=True)
+    return history
 
 
 @pytest.fixture
 def journal(server, pool, tmp_path):
-    """Forty prompts: 36 answered, two of them not at once; four failed, for three causes."""
+    """Forty prompts: 36 answered, two of them after a retry; four failed, for three causes."""
     path = tmp_path / "run.jsonl"
     server.script("p1", Reply(status=429, headers={"Retry-After": "0"}), Reply("late"))
     server.script("p2", Reply(status=500), Reply("late"))
@@ -56,36 +59,36 @@ def journal(server, pool, tmp_path):
     return path
 
 
-def test_spans_are_counted_at_each_time():
-    """The mean number at once, bin by bin, from where each began and ended."""
-    spans = Spans()
+def test_intervals_are_counted_over_time():
+    """The mean number of intervals in each bin, their total length, and that of their union."""
+    intervals = Intervals()
     for began, ended in [(0, 4), (1, 2), (3, 7)]:
-        spans.add(1.7e9 + began, 1.7e9 + ended)
+        intervals.add(1.7e9 + began, 1.7e9 + ended)
     edges = [1.7e9 + second for second in range(9)]
-    assert spans.means(edges) == pytest.approx([1, 2, 1, 2, 1, 1, 1, 0])
-    assert spans.total == pytest.approx(9)
-    assert spans.covered == pytest.approx(7)
+    assert intervals.means(edges) == pytest.approx([1, 2, 1, 2, 1, 1, 1, 0])
+    assert intervals.total == pytest.approx(9)
+    assert intervals.covered == pytest.approx(7)
 
 
-def test_a_long_silence_parts_two_runs():
+def test_a_long_gap_separates_two_runs():
     """Minutes or days without a call are left out; a second is not."""
-    spans = Spans()
+    intervals = Intervals()
     for began, ended in [(100, 101), (102, 103), (5000, 5001), (99, 100.5)]:
-        spans.add(began, ended)
-    assert spans.stretches() == [(99, 103), (5000, 5001)]
+        intervals.add(began, ended)
+    assert intervals.merged() == [(99, 103), (5000, 5001)]
 
 
 def test_amounts_are_summed_between_edges():
-    """What falls on an edge belongs to the bin that begins there."""
-    series = Series()
-    for moment, amount in [(5, 2), (0, 1), (1, 10)]:
-        series.add(moment, amount)
+    """An amount on an edge belongs to the bin that begins there."""
+    series = TimeSeries()
+    for instant, amount in [(5, 2), (0, 1), (1, 10)]:
+        series.add(instant, amount)
     assert series.sums([0, 1, 5, 6]) == [1, 10, 2]
     assert series.total == 13
 
 
-def test_bins_cover_every_run_and_hold_everything():
-    """Whatever the length of the runs, there are some 150 bins at most, and no call falls outside of them."""
+def test_bins_cover_every_run():
+    """However long the runs are, there are about 150 bins at most, and no call lies outside of them."""
     for length in (0.0, 0.3, 7.0, 1000.0, 4e5):
         history = history_of(
             *(line(1e9 + part * length, length / 9, usage={"prompt_tokens": 1}) for part in (0, 0.5, 1))
@@ -96,25 +99,25 @@ def test_bins_cover_every_run_and_hold_everything():
         assert sum(history.tokens_in.sums(edges)) == 3
 
 
-def test_history_counts_tries_refusals_and_tokens():
-    """A try that failed is on the wire for as long as it was; what lies between two tries is not."""
+def test_history_counts_attempts_rate_limits_and_tokens():
+    """The waits between a call's attempts are not counted as in flight."""
     tries = [[0, 1, "RateLimitError"], [3, 4, "InternalServerError"], [9, 10, None]]
     history = history_of(
         line(1000, 10, tries=tries, usage={"prompt_tokens": 3, "completion_tokens": 4}),
-        line(1000, 2, usage={"input_tokens": 5, "output_tokens": 6}),  # of the Responses API
+        line(1000, 2, usage={"input_tokens": 5, "output_tokens": 6}),  # from the Responses API
         line(1000, 1, error={"code": "too_long", "message": "m"}, tries=[[0, 1, "BadRequestError"]], status_code=400),
     )
     assert history.requests == 5
-    assert history.tries.total == pytest.approx(6)
+    assert history.attempts.total == pytest.approx(6)
     assert history.calls.total == pytest.approx(13)
     assert (history.tokens_in.total, history.tokens_out.total) == (8, 10)
-    assert history.refusals.sums([1000, 1001, 1002]) == [0, 1]
-    assert history.setbacks == {"RateLimitError": 1, "InternalServerError": 1, "BadRequestError": 1}
+    assert history.rate_limited.sums([1000, 1001, 1002]) == [0, 1]
+    assert history.failed_attempts == {"RateLimitError": 1, "InternalServerError": 1, "BadRequestError": 1}
     assert list(history.latencies) == [10, 2]
 
 
-def test_last_line_of_a_prompt_tells_how_it_ended(server, pool, tmp_path):
-    """A failure that a later run made good is none; its request counts all the same."""
+def test_line_that_counts_gives_the_outcome(server, pool, tmp_path):
+    """A prompt that a later run answered is not a failure; its failed request is still counted."""
     path = tmp_path / "run.jsonl"
     server.script("b", Reply(status=400), Reply("better"))
     pool.map(["a", "b"], journal=path)
@@ -125,8 +128,8 @@ def test_last_line_of_a_prompt_tells_how_it_ended(server, pool, tmp_path):
     assert not history.failures
 
 
-def test_report_is_one_page_with_everything_in_it(journal):
-    """The figures stand in its text, nothing is fetched from elsewhere, and only its owner may read it."""
+def test_report_is_one_self_contained_page(journal):
+    """The text has the figures, nothing is loaded from elsewhere, and only the owner can read the file."""
     pytest.importorskip("plotly")
     assert main(["report", str(journal)]) == 0
     path = journal.with_suffix(".html")
@@ -134,15 +137,15 @@ def test_report_is_one_page_with_everything_in_it(journal):
     assert "40 prompts: 36 answered, 4 failed" in page
     assert "42 requests in" in page
     assert "in 1 run from" in page
-    assert "1 refused for rate (429)" in page
+    assert "1 rate-limited (429)" in page
     assert "InvalidResponseError 200 content_filter" in page
     assert "<td>2</td><td>BadRequestError 400 too_long</td>" in page
     assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=", page)
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
 
 
-def test_what_a_server_said_is_only_text(journal, tmp_path):
-    """Neither a code nor a message can bring a tag into the page, nor into a figure."""
+def test_text_of_the_server_is_escaped(journal, tmp_path):
+    """Neither a code nor a message can add a tag to the page or to a chart."""
     pytest.importorskip("plotly")
     main(["report", str(journal), "-o", str(tmp_path / "r.html")])
     page = (tmp_path / "r.html").read_text()
@@ -151,8 +154,8 @@ def test_what_a_server_said_is_only_text(journal, tmp_path):
     assert "<script>document" not in page
 
 
-def test_report_of_a_run_that_goes_on(server, pool, tmp_path):
-    """The journal is locked and half written; what is finished is shown."""
+def test_report_during_a_run(server, pool, tmp_path):
+    """The journal is locked, and its last line may be incomplete; the report shows the finished calls."""
     pytest.importorskip("plotly")
     path = tmp_path / "run.jsonl"
     results = pool.imap([str(number) for number in range(200)], journal=path)
@@ -162,48 +165,48 @@ def test_report_of_a_run_that_goes_on(server, pool, tmp_path):
     results.close()
 
 
-def test_report_of_nothing(tmp_path):
-    """An empty journal, as a run leaves it that was stopped at once, has a page that says so."""
+def test_report_of_an_empty_journal(tmp_path):
+    """A run that was interrupted at once leaves one; the page says so."""
     pytest.importorskip("plotly")
     (tmp_path / "run.jsonl").touch()
     assert main(["report", str(tmp_path / "run.jsonl")]) == 0
     assert "No call is finished yet." in (tmp_path / "run.html").read_text()
 
 
-def test_report_where_all_failed(server, tmp_path):
-    """There is no latency to show then, and no token."""
+def test_report_without_an_answer(server, tmp_path):
+    """There are no latencies and no tokens to show."""
     pytest.importorskip("plotly")
     path = tmp_path / "run.jsonl"
     server.script("a", Reply(status=400))
     with ChatPool(base_url=server.url) as pool:
         pool.map(["a"], journal=path)
     assert main(["report", str(path)]) == 0
-    assert "1 prompts failed" in path.with_suffix(".html").read_text()
+    assert "1 prompt failed" in path.with_suffix(".html").read_text()
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("arguments", "message"),
     [
         (["missing.jsonl"], "cannot be opened: No such file"),
-        (["other.txt"], "is no journal: line 1"),
-        (["run.jsonl", "-o", "run.jsonl"], "is the journal; take another file"),
+        (["other.txt"], "is not a chatpool journal: line 1"),
+        (["run.jsonl", "-o", "run.jsonl"], "is the journal; choose another file"),
         (["run.jsonl", "-o", "missing/r.html"], "cannot write missing/r.html: No such file"),
     ],
 )
-def test_mistakes_are_told_in_a_sentence(journal, monkeypatch, capsys, words, told):
-    """Exit code 2, nothing written, and the journal as it was."""
+def test_usage_error_is_a_sentence_and_exit_code_2(journal, monkeypatch, capsys, arguments, message):
+    """Nothing is written, and the journal is unchanged."""
     pytest.importorskip("plotly")
     before = journal.read_bytes()
     monkeypatch.chdir(journal.parent)
     (journal.parent / "other.txt").write_text("hello\n")
-    assert main(["report", *words]) == 2
-    assert told in capsys.readouterr().err
+    assert main(["report", *arguments]) == 2
+    assert message in capsys.readouterr().err
     assert journal.read_bytes() == before
     assert not list(journal.parent.glob("*.html"))
 
 
-def test_without_plotly_it_says_what_to_install(journal):
-    """The extra is named; the rest of the package does without."""
+def test_without_plotly_the_message_says_what_to_install(journal):
+    """It names the extra; the rest of the package does not need plotly."""
     program = (
         "import sys; sys.modules['plotly'] = None; from chatpool._cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
@@ -225,19 +228,57 @@ def test_without_plotly_it_says_what_to_install(journal):
     ],
     ids=str,
 )
-def test_line_that_other_hands_changed_is_named(journal, capsys, change):
-    """In a sentence with its number, whatever nonsense it says."""
+def test_line_with_invalid_fields_is_reported_by_number(journal, capsys, change):
+    """Somebody has edited chatpool's own fields."""
     pytest.importorskip("plotly")
     first, *others = journal.read_text().splitlines()
     document = json.loads(first)
     document["chatpool"].update(change)
     journal.write_text("\n".join([json.dumps(document), *others]) + "\n")
     assert main(["report", str(journal)]) == 2
-    assert "line 1 was changed by other hands" in capsys.readouterr().err
+    assert "run.jsonl: line 1 was edited, and its 'chatpool' fields are invalid" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("odd", ["12", -1, [1], {"a": 1}, None, True, float("nan"), float("inf"), 10**400], ids=repr)
+def test_odd_usage_is_ignored(odd):
+    """Servers send all kinds of values there: the other field is counted, and so are the other lines."""
+    history = history_of(
+        line(1000, 1, usage={"prompt_tokens": odd, "completion_tokens": 4}),
+        line(1000, 1, usage={"prompt_tokens": odd, "input_tokens": 5}),
+        line(1000, 1, usage=odd),
+        line(1000, 1, usage={"prompt_tokens": 3}),
+    )
+    assert (history.prompts, history.tokens_in.total, history.tokens_out.total) == (4, 8, 4)
+
+
+def test_journal_with_odd_usage_has_a_report(journal):
+    pytest.importorskip("plotly")
+    document = json.loads(journal.read_text().splitlines()[0])
+    document["response"] = {"body": {"usage": {"prompt_tokens": "12", "completion_tokens": float("nan")}}}
+    with journal.open("a") as file:
+        file.write(json.dumps(document) + "\n")
+    assert main(["report", str(journal)]) == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs file modes")
+def test_report_that_other_users_can_read_is_made_private(journal, capsys):
+    """Before anything is written to it, and stderr says so. The journal, which is only read, is left unchanged."""
+    pytest.importorskip("plotly")
+    path = journal.with_suffix(".html")
+    path.touch()
+    for file in (path, journal):
+        file.chmod(0o666)
+    assert main(["report", str(journal)]) == 0
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(journal.stat().st_mode) == 0o666
+    assert capsys.readouterr().err.splitlines() == [
+        f"chatpool: other users had access to {path} (mode 0666); its mode is now 0600",
+        f"the report is in {path}",
+    ]
 
 
 def test_report_of_embeddings(server, tmp_path):
-    """Their tokens are told, though there is no text."""
+    """They have tokens but no text."""
     pytest.importorskip("plotly")
     body = {"object": "list", "data": [{"embedding": [0.5]}], "usage": {"prompt_tokens": 7, "total_tokens": 7}}
     server.script('"hi"', Reply(body=body))
@@ -246,11 +287,11 @@ def test_report_of_embeddings(server, tmp_path):
     output = tmp_path / "out.jsonl"
     assert main(["run", str(tmp_path / "in.jsonl"), "-o", str(output), "--base-url", server.url]) == 0
     assert main(["report", str(output)]) == 0
-    assert "7 in, 0 out, 7 in all" in output.with_suffix(".html").read_text()
+    assert "7 in, 0 out, 7 total" in output.with_suffix(".html").read_text()
 
 
 def test_documented_snippet(named_server, tmp_path, monkeypatch):
-    """What the documentation shows works as it stands."""
+    """The documentation's snippets work unchanged."""
     pytest.importorskip("plotly")
     monkeypatch.chdir(tmp_path)
     for snippet in snippets(ROOT / "docs" / "report.md"):
@@ -260,7 +301,7 @@ def test_documented_snippet(named_server, tmp_path, monkeypatch):
 
 @pytest.fixture
 def browse(tmp_path):
-    """Open a page in a real Chromium that reaches no network; return its text, and what it looks like."""
+    """Open a page in a real Chromium without a network; return its text, and a screenshot."""
     pytest.importorskip("plotly")
     image = pytest.importorskip("PIL.Image")
     if CHROMIUM is None:
@@ -277,25 +318,25 @@ def browse(tmp_path):
     return browse
 
 
-def test_chromium_shows_it(journal, browse):
-    """Headings, axes and causes are there to be read, the figures are drawn in their colours, and no script slipped in."""
+def test_chromium_shows_the_page(journal, browse):
+    """Headings, axes and causes are readable, the charts are drawn in their colours, and no foreign script has run."""
     from chatpool import report
 
     report.write_report(journal, journal.with_suffix(".html"))
     text, picture = browse(journal.with_suffix(".html"))
     shown = re.sub(r"<(script|style)\b.*?</\1>", "", text, flags=re.DOTALL)
     words = re.sub(r"<[^>]+>", "\n", shown)
-    for told in ("Time to an answer", "median", "In flight and refused", "refusals a second", "tokens a second"):
-        assert f"\n{told}" in words
-    assert words.count("BadRequestError 400 too_long") == 2  # in the figure and in the table
-    assert "run.jsonl – chatpool report" in text  # the title, not what NASTY makes of it
+    for label in ("Time to an answer", "median", "In flight and rate-limited", "429s a second", "tokens a second"):
+        assert f"\n{label}" in words
+    assert words.count("BadRequestError 400 too_long") == 2  # in the chart and in the table
+    assert "run.jsonl – chatpool report" in text  # the title, unchanged by NASTY
     for color in (report.BLUE, report.ORANGE, report.RED):
         assert _pixels_like(picture, color) > 500, color
 
 
 def _pixels_like(picture, color):
-    """How many pixels have that colour, or what it is when half transparent over white."""
-    solid = tuple(int(color[place : place + 2], 16) for place in (1, 3, 5))
+    """Return the number of pixels with that colour, or with it half transparent over white."""
+    solid = tuple(int(color[index : index + 2], 16) for index in (1, 3, 5))
     wanted = [solid, tuple((part + 255) // 2 for part in solid)]
     counted = picture.getcolors(picture.width * picture.height)
     return sum(n for n, seen in counted if any(max(map(abs, map(int.__sub__, seen, w))) < 4 for w in wanted))

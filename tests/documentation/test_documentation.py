@@ -1,8 +1,10 @@
-"""What the documentation says is run, and what it names is there."""
+"""The documentation's snippets run, print the output that it shows, and name things that exist."""
 
 from __future__ import annotations
 
 import importlib.util
+import inspect
+import itertools
 import json
 import re
 import shutil
@@ -13,14 +15,16 @@ import pytest
 
 import chatpool
 from chatpool import ChatPool
+from chatpool.testing import Reply
 from tests.snippets import ROOT, run_tests, snippets
 
 DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
-MOVING = sorted(path for path in (DOCS / "moving").glob("*.md") if path.name != "index.md")
-SERVERS = DOCS / "servers.md"
-RUN_HERE = [path for path in PAGES if path not in MOVING and path != SERVERS]
-SECONDS = 60  # a backstop; nothing here takes more than a few
+MIGRATING = sorted(path for path in (DOCS / "migrating").glob("*.md") if path.name != "index.md")
+PROVIDERS = DOCS / "providers.md"
+RUN_HERE = [path for path in PAGES if path not in MIGRATING and path != PROVIDERS]
+WIDTH = 88  # columns of code that fit the box of a page; the two set-up commands are one line each for .ci/run
+SECONDS = 60  # an upper bound; nothing here takes more than a few
 
 
 def skip_without(found):
@@ -35,51 +39,71 @@ def name_of(path):
 
 
 @pytest.mark.parametrize("path", RUN_HERE, ids=name_of)
-def test_page(named_server, path, tmp_path, monkeypatch):
-    """A page's snippets run from its top to its end, each with what those above it made; tests in them pass."""
+def test_snippets_of_a_page_run_from_top_to_bottom(named_server, path, tmp_path, monkeypatch, capsys):
+    """Each sees the names of those above it, and prints the output below it; tests in them pass.
+
+    They run up to the first whose packages are not installed.
+    """
     found = [snippet for snippet in snippets(path) if snippet.run_by is None]
-    skip_without(found)
     monkeypatch.chdir(tmp_path)
+    named_server.script("Name a river in Peru.", Reply("The Amazon."))
+    named_server.script("Name a river in Chad.", Reply("The Chari."))
+    named_server.script("Name a river in Laos.", Reply("The Mekong."))
     space = {"__name__": "__page__"}
-    for snippet in found:
+    for snippet in itertools.takewhile(lambda snippet: not snippet.missing(), found):
+        capsys.readouterr()
         snippet.run(space)
+        if snippet.output is not None:
+            assert capsys.readouterr().out == snippet.output
     run_tests(space)
     for value in space.values():
         if isinstance(value, ChatPool):
             value.close()
+    skip_without(found)
 
 
-def test_snippets_that_others_run_name_a_test_file():
-    """Whoever takes a snippet out of these hands says where it is run."""
+def test_every_run_by_comment_names_a_test_file():
     named = {snippet.run_by for path in PAGES for snippet in snippets(path) if snippet.run_by}
     assert not [name for name in named if not (ROOT / name).exists()]
 
 
-def test_guide_asks_what_it_says(named_server, tmp_path, monkeypatch):
-    """Where the guide tells the number of requests, that many are sent."""
+@pytest.mark.parametrize("path", [ROOT / "README.md", *PAGES], ids=lambda path: path.stem)
+def test_code_fits_its_box(path):
+    """Nobody has to scroll sideways to read an example."""
+    blocks = re.findall(r"^ *```\w+.*?\n(.*?)^ *```", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    lines = [line for block in blocks for line in block.splitlines()]
+    assert not [line for line in lines if len(line) > WIDTH and not line.startswith("python3 -m venv")]
+
+
+@pytest.mark.parametrize(
+    ("page", "part", "requests"),
+    [("quickstart", "fields = ", 3), ("resuming", "len(answers.resumed)", 101), ("budgets", "dedupe", 2)],
+)
+def test_page_sends_as_many_requests_as_it_says(named_server, tmp_path, monkeypatch, page, part, requests):
     monkeypatch.chdir(tmp_path)
     space = {}
-    for snippet in snippets(DOCS / "guide.md"):
+    for snippet in snippets(DOCS / f"{page}.md"):
         before = len(named_server.requests)
         snippet.run(space)
-        sent = named_server.requests[before:]
-        if "journal=" in snippet.code and "questions" in snippet.code:
-            assert len(sent) == 101
-            assert len(space["answers"].resumed) == 100
-        if "fields = " in snippet.code:
-            assert sorted(request.body["temperature"] for request in sent) == [0, 0, 1]
-            assert {request.body["model"] for request in sent} == {"gpt-4o-mini", "gpt-4o"}
-        if "dedupe" in snippet.code:
-            assert len(sent) == 2
-            assert space["answers"] == ["red", "blue", "red", "red"]
-    assert space["populations"] == [10_000_000]
+        if part in snippet.code:
+            sent = named_server.requests[before:]
+            assert len(sent) == requests
     space["pool"].close()
 
 
-# Moving in: before and after, each a script of its own.
+def test_fields_of_a_prompt_override_params(named_server):
+    """The example of the quickstart: a temperature of 1 for the third prompt, of 0 for the others."""
+    (snippet,) = [snippet for snippet in snippets(DOCS / "quickstart.md") if "fields = " in snippet.code]
+    with ChatPool() as pool:
+        snippet.run({"pool": pool})
+    assert sorted(request.body["temperature"] for request in named_server.requests) == [0, 0, 1]
+    assert {request.body["model"] for request in named_server.requests} == {chatpool.DEFAULT_MODEL, "gpt-4o"}
 
 
-@pytest.mark.parametrize("path", MOVING, ids=name_of)
+# Migrating: before and after, each a script of its own.
+
+
+@pytest.mark.parametrize("path", MIGRATING, ids=name_of)
 def test_before_and_after_give_equal_answers(named_server, path, tmp_path):
     """Both ask the same of the server, and end with the same answers."""
     before, after = snippets(path)
@@ -94,7 +118,7 @@ def test_before_and_after_give_equal_answers(named_server, path, tmp_path):
 
 
 def question(request):
-    """What a request asks, without the fields that say no more than the default."""
+    """Return the fields that matter, without those that have their default."""
     return [request.body.get(name) for name in ("messages", "model", "temperature")]
 
 
@@ -107,7 +131,7 @@ def run_script(code, folder):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-# Settings for each server: what arrives.
+# Providers: the requests that arrive.
 
 CHAT = "/chat/completions"
 ARRIVES = {
@@ -136,21 +160,20 @@ ARRIVES = {
 }
 
 
-def test_every_snippet_of_the_servers_is_looked_at():
-    """None is added without saying what shall arrive."""
-    assert len(snippets(SERVERS)) == len(ARRIVES)
+def test_every_snippet_of_the_providers_has_its_expected_request():
+    assert len(snippets(PROVIDERS)) == len(ARRIVES)
 
 
 @pytest.mark.parametrize("name", ARRIVES)
-def test_settings_of_a_server(server, name, monkeypatch):
-    """With the address swapped for the fake server's, the path, the headers and the fields are those that it wants."""
-    code = snippets(SERVERS)[list(ARRIVES).index(name)].code
+def test_settings_of_a_provider(server, name, monkeypatch):
+    """With the fake server's address in place of the provider's, path, headers and fields are as documented."""
+    code = snippets(PROVIDERS)[list(ARRIVES).index(name)].code
     if name == "OpenAI":
         monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
         assert "base_url='https://api.openai.com/v1'" in repr(ChatPool())
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
     space = {}
-    exec(re.sub(r'base_url="https?://[^/"]+', f'base_url="http://127.0.0.1:{server.port}', code), space)
+    exec(re.sub(r'"https?://(?!example)[^/"]+', f'"http://127.0.0.1:{server.port}', code), space)
     with space["pool"] as pool:
         assert pool.ask("ping") == "ping"
     (request,) = server.requests
@@ -158,11 +181,11 @@ def test_settings_of_a_server(server, name, monkeypatch):
     assert {key: seen.get(key) for key in ARRIVES[name]} == ARRIVES[name]
 
 
-# The testing kit: under pytest, and from other languages.
+# Testing your code: under pytest, and from other languages.
 
 
 def test_testing_page_under_pytest(tmp_path):
-    """Its snippets, as one file of tests, pass where nothing but the package brings the fixture."""
+    """Its snippets pass as one file of tests; the package alone provides the fixture."""
     found = snippets(DOCS / "testing.md")
     (tmp_path / "test_page.py").write_text("\n".join(snippet.code for snippet in found), encoding="utf-8")
     command = [
@@ -183,7 +206,7 @@ def test_testing_page_under_pytest(tmp_path):
 
 @pytest.fixture
 def fake_server_command():
-    """The page's own ``chatpool fake-server``, on a free port and without its errors; gives its address."""
+    """The page's own ``chatpool fake-server``, on a free port and without its errors; yields its address."""
     (line,) = re.findall(r"^chatpool (fake-server .*)$", TESTING, flags=re.MULTILINE)
     words = line.replace("--port 8080", "--port 0").replace("--error-rate 0.05", "--error-rate 0").split()
     process = subprocess.Popen([sys.executable, "-m", "chatpool", *words], stdout=subprocess.PIPE, text=True)
@@ -214,7 +237,7 @@ def test_other_languages_reach_the_fake_server(fake_server_command, language, pr
     assert "ping" in done.stdout, done.stderr
 
 
-# What the pages name.
+# Names on the pages.
 
 
 def test_reference_names_everything_public():
@@ -225,30 +248,39 @@ def test_reference_names_everything_public():
     assert not wanted - entries
 
 
-def test_promises_name_tests_and_errors_that_exist():
-    """The table is derived from the tests; a test file or error that was renamed is renamed there."""
-    table = [line for line in (DOCS / "faults.md").read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
-    rows = [row for row in table if not row.startswith(("| what", "|--"))]
+def test_settings_page_names_every_setting():
+    """The tables have the arguments of the constructor and of map, and the default model."""
+    text = (DOCS / "settings.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(\w+)`", text))
+    settings = {*inspect.signature(ChatPool).parameters, *inspect.signature(ChatPool.map).parameters}
+    assert settings - {"self", "prompts"} <= named
+    assert f"| `model` | `{chatpool.DEFAULT_MODEL}` |" in text
+
+
+def test_faults_name_errors_and_test_folders_that_exist():
+    text = (DOCS / "faults.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert len(rows) > 30
-    assert not [row for row in rows if not re.search(r"`test_\w+\.py`", row)]
-    files = set(re.findall(r"`(test_\w+\.py)`", "\n".join(rows)))
-    assert not [name for name in files if not (ROOT / "tests" / name).exists()]
+    folders = set(re.findall(r"`(tests/\w+)`", text))
+    assert folders
+    assert not [name for name in folders if not (ROOT / name).is_dir()]
     errors = set(re.findall(r"`(\w+Error)`", "\n".join(rows))) - {"ValueError", "TypeError"}
     assert errors <= set(chatpool.__all__)
 
 
-def test_every_module_has_its_line_for_contributors():
-    """Where things live: one line for each module."""
-    told = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    modules = [path.name for path in (ROOT / "chatpool").glob("*.py")]
-    assert not [name for name in modules if f"`{name}`" not in told]
+def test_architecture_names_every_folder_and_public_module():
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    package = ROOT / "chatpool"
+    folders = [path.parent.name for path in package.glob("*/__init__.py")]
+    modules = [path.stem for path in package.glob("*.py") if not path.stem.startswith("_")]
+    assert not [name for name in [*folders, *modules] if f"`{name}`" not in text]
 
 
-# The whole, built.
+# The site.
 
 
 def test_builds_without_a_warning(tmp_path):
-    """Sphinx finds every page, every link and every name; what the commands say of themselves is in it."""
+    """Sphinx finds every page, link and name, and the pages show the help of the commands."""
     missing = [name for name in ("sphinx", "myst_parser", "furo") if importlib.util.find_spec(name) is None]
     if missing:
         pytest.skip(f"not installed: {', '.join(missing)}")

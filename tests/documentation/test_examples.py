@@ -1,4 +1,4 @@
-"""What the README and the examples say is run, against the fake server."""
+"""The README's snippets and commands and the examples run against the fake server."""
 
 from __future__ import annotations
 
@@ -12,26 +12,45 @@ import sys
 import pytest
 
 from chatpool._cli.main import main
+from chatpool.testing import Reply
 from tests.snippets import ROOT, run_tests, snippets
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SNIPPETS = snippets(ROOT / "README.md")
+COMMANDS = README + (ROOT / "docs" / "command.md").read_text(encoding="utf-8")
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-NEEDS = {"pandas_column": "pandas", "pydantic_answers": "pydantic"}  # what an example imports beyond the package's own
+NEEDS = {"pandas_column": "pandas", "pydantic_answers": "pydantic"}
 
 
 @pytest.fixture
 def server(named_server):
-    """A server that the environment names, as a user's would."""
+    """A server whose address is in the environment."""
     return named_server
 
 
+def test_readme_is_short():
+    """Anything longer belongs in docs/."""
+    assert len(README.encode()) < 8000
+
+
+def test_readme_sets_up_with_two_commands():
+    """.ci/run takes these lines out of the README and runs them."""
+    commands = re.findall(r"^python3 -m venv .*$", README, flags=re.MULTILINE)
+    assert commands == [
+        "python3 -m venv .venv && .venv/bin/pip install . && .venv/bin/chatpool demo",
+        "python3 -m venv .venv-test && .venv-test/bin/pip install -e '.[test]' && .venv-test/bin/python -m pytest",
+    ]
+
+
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
-def test_readme_snippet(server, number, tmp_path, monkeypatch):
-    """Each runs as it stands; what it defines is called."""
+def test_readme_snippet_runs(server, number, tmp_path, monkeypatch):
+    """Functions and tests that it defines are called."""
+    snippet = SNIPPETS[number]
+    if snippet.missing():
+        pytest.skip(f"not installed: {', '.join(snippet.missing())}")
     monkeypatch.chdir(tmp_path)
     space = {"__name__": "__readme__"}
-    SNIPPETS[number].run(space)
+    snippet.run(space)
     if "view" in space:
         assert space["view"](["a", "b"]) == ["a", "b"]
         assert space["pool"].close() is None
@@ -41,28 +60,30 @@ def test_readme_snippet(server, number, tmp_path, monkeypatch):
             assert None not in space[name]
 
 
-def test_readme_commands(server, tmp_path, monkeypatch, capsys):
-    """Each command line of ``chatpool run`` runs as it stands."""
+def test_readme_shows_the_output_of_its_first_snippet(server, capsys):
+    """But for times, which differ from run to run."""
+    for country, river, seconds in [("Peru", "Amazon", 0.05), ("Chad", "Chari", 0.06), ("Laos", "Mekong", 0.07)]:
+        server.script(f"Name a river in {country}.", Reply(f"The {river}.", delay=seconds))
+    SNIPPETS[0].run({})
+    assert without_times(capsys.readouterr().out) == without_times(SNIPPETS[0].output)
+
+
+def without_times(text):
+    return re.sub(r"\d+\.\d+|[\d,]+(?= answers a minute)", "TIME", text)
+
+
+def test_run_commands_of_readme_and_page(server, tmp_path, monkeypatch, capsys):
+    """Each command line of ``chatpool run`` runs unchanged."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.txt").write_text("one\ntwo\n")
     (tmp_path / "table.csv").write_text("prompt\none\n")
     body = {"model": "m", "messages": [{"role": "user", "content": "one"}]}
     line = {"custom_id": "x", "method": "POST", "url": "/v1/chat/completions", "body": body}
     (tmp_path / "batch.jsonl").write_text(json.dumps(line) + "\n")
-    commands = re.findall(r"^chatpool (run .*?)(?: > \S+)?   ", README, flags=re.MULTILINE)
-    assert len(commands) == 4
+    commands = re.findall(r"^chatpool (run [^>\n]*)", COMMANDS, flags=re.MULTILINE)
+    assert len(commands) == 6
     for command in commands:
         assert main(shlex.split(command)) == 0, capsys.readouterr().err
-
-
-def test_readme_names_every_option():
-    """The table of options is the constructor's."""
-    import inspect
-
-    from chatpool import ChatPool
-
-    table = README.split("## Options")[1].split("## ")[0]
-    assert set(inspect.signature(ChatPool).parameters) <= set(re.findall(r"`(\w+)`", table))
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -78,9 +99,9 @@ def test_example(server, path, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(path), *arguments.get(path.stem, [])])
     runpy.run_path(str(path), run_name="__main__")
     gc.collect()  # a module's functions and globals hold each other, and an example its unclosed pool
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     if path.stem == "file_of_prompts":
-        assert sorted(told.split()) == ["0", "1", "one", "two"]
+        assert sorted(printed.split()) == ["0", "1", "one", "two"]
         assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 2
     expected = {
         "plain_script": "50 answered, 0 failed",
@@ -89,5 +110,5 @@ def test_example(server, path, tmp_path, monkeypatch, capsys):
         "pandas_column": "Name a river in Laos.",
         "pydantic_answers": "name='Lima' population=10000000",
     }
-    assert expected.get(path.stem, "") in told
+    assert expected.get(path.stem, "") in printed
     assert len(server.requests) > 1

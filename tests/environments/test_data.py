@@ -1,4 +1,4 @@
-"""Columns of prompts, as pandas, NumPy and polars hold them, and answers as pydantic models."""
+"""Columns of prompts from pandas, NumPy and polars, and answers as pydantic models."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ RIVERS = ["Amazon", "Chari", "Größe 河"]
 
 @pytest.fixture
 def environment(server, monkeypatch):
-    """A server that the environment names, as a user's would."""
+    """Point the environment variables to the server."""
     monkeypatch.setenv("OPENAI_BASE_URL", server.url)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
 
 
-def asked(server):
+def prompts_sent(server):
     return [request.prompt for request in server.requests]
 
 
@@ -37,12 +37,12 @@ PANDAS_COLUMNS = {
 
 @pytest.mark.parametrize("how", PANDAS_COLUMNS.values(), ids=PANDAS_COLUMNS)
 def test_pandas_column(server, pool, how):
-    """Whatever a column is made of, its answers are a column beside it, row by row."""
+    """Answers become a new column, in the order of the rows, for every type of column."""
     pd = pytest.importorskip("pandas")
     df = pd.DataFrame({"prompt": pd.Series(RIVERS, **how)})
     df["answer"] = pool.map(df["prompt"])
     assert df["answer"].tolist() == RIVERS
-    assert sorted(asked(server)) == sorted(RIVERS)
+    assert sorted(prompts_sent(server)) == sorted(RIVERS)
 
 
 def numpy_strings(np):
@@ -59,11 +59,11 @@ def numpy_matrix_row(np):
 
 @pytest.mark.parametrize("make", [numpy_strings, numpy_objects, numpy_matrix_row])
 def test_numpy_array(server, pool, make, tmp_path):
-    """numpy.str_ is a str: it is sent, kept in the journal and known again there."""
+    """numpy.str_ is a str: it is sent, written to the journal and found there."""
     np = pytest.importorskip("numpy")
     for _ in range(2):
         assert pool.map(make(np), journal=tmp_path / "answers.jsonl", dedupe=True) == RIVERS
-    assert sorted(asked(server)) == sorted(RIVERS)
+    assert sorted(prompts_sent(server)) == sorted(RIVERS)
     assert [result.prompt for result in pool.imap(make(np))] == RIVERS
 
 
@@ -97,7 +97,7 @@ def test_whole_frame_is_refused(server, pool, library, method):
 @pytest.mark.parametrize("dtype", [None, "object", "string", "category"])
 @pytest.mark.parametrize("missing", [None, float("nan")])
 def test_missing_prompt_is_refused_by_its_position(server, pool, dtype, missing):
-    """Before anything is sent, with what to do about it. None, NaN and NA alike."""
+    """Before anything is sent, with the remedy. None, NaN and NA alike."""
     pd = pytest.importorskip("pandas")
     column = pd.Series(["a", "b", missing], dtype=dtype, index=[10, 20, 30])
     with pytest.raises(TypeError, match=r"prompt 2: .*; drop missing values first"):
@@ -112,8 +112,8 @@ def test_missing_prompt_in_polars_is_refused_too(pool):
         pool.map(pl.Series(["a", None]))
 
 
-def test_failed_calls_are_missing_in_the_column(server, pool):
-    """And the errors stand beside them."""
+def test_failed_calls_are_missing_values_in_the_column(server, pool):
+    """Another column has the errors."""
     pd = pytest.importorskip("pandas")
     server.script("bad", Reply(status=400, code="too_long"))
     df = pd.DataFrame({"prompt": ["a", "bad", "c"]})
@@ -123,7 +123,7 @@ def test_failed_calls_are_missing_in_the_column(server, pool):
     assert df["error"].dropna().to_dict() == {1: "too_long"}
 
 
-def test_retry_fills_what_failed(server, pool):
+def test_retry_fills_in_failed_rows(server, pool):
     pd = pytest.importorskip("pandas")
     server.script("flaky", Reply(status=400), Reply("well"))
     df = pd.DataFrame({"prompt": ["a", "flaky"]})
@@ -133,7 +133,7 @@ def test_retry_fills_what_failed(server, pool):
 
 
 def test_pandas_example(server, environment, capsys):
-    """A failed call and a row that was not asked are both without an answer; the error tells them apart."""
+    """A failed call and a row that was not sent both have no answer; only the failed one has an error."""
     pytest.importorskip("pandas")
     server.script("Name a mountain in Laos.", Reply(status=400, code="no_mountains"))
     space = runpy.run_path(str(EXAMPLES / "pandas_column.py"))
@@ -142,20 +142,23 @@ def test_pandas_example(server, environment, capsys):
     assert space["df"]["error"].isna().tolist() == [True, True, False]
     assert space["df"]["error"][2].code == "no_mountains"
     rivers = [f"Name a river in {country}." for country in ("Chad", "Laos", "Peru")]
-    assert sorted(asked(server)) == [*(f"Name a mountain in {country}." for country in ("Laos", "Peru")), *rivers]
+    assert sorted(prompts_sent(server)) == [
+        *(f"Name a mountain in {country}." for country in ("Laos", "Peru")),
+        *rivers,
+    ]
 
 
 LIMA = '{"name": "Lima", "population": 10000000}'
 BAD_ANSWERS = {
-    "no JSON": "Lima, I think.",
+    "not JSON": "Lima, I think.",
     "a field is missing": '{"name": "Lima"}',
     "a field has the wrong type": '{"name": "Lima", "population": "many"}',
-    "a field too many": '{"name": "Lima", "population": 10000000, "country": "Peru"}',
+    "an extra field": '{"name": "Lima", "population": 10000000, "country": "Peru"}',
 }
 
 
 @pytest.mark.parametrize("bad", BAD_ANSWERS.values(), ids=BAD_ANSWERS)
-def test_pydantic_example_asks_again_for_what_does_not_fit(server, environment, bad):
+def test_pydantic_example_retries_invalid_answers(server, environment, bad):
     pytest.importorskip("pydantic")
     server.script("The largest city of Peru", Reply(bad), Reply(bad), Reply(LIMA))
     server.script("The largest city of Chad", Reply(LIMA))
@@ -166,7 +169,7 @@ def test_pydantic_example_asks_again_for_what_does_not_fit(server, environment, 
 
 
 def test_pydantic_example_sends_a_strict_schema(server, environment):
-    """OpenAI's strict mode: nothing but the named fields, and all of them required, in every object."""
+    """OpenAI's strict mode: in every object all fields are required, and no others allowed."""
     pytest.importorskip("pydantic")
     server.script("The largest city of Peru", Reply(LIMA))
     server.script("The largest city of Chad", Reply(LIMA))
@@ -178,8 +181,8 @@ def test_pydantic_example_sends_a_strict_schema(server, environment):
     assert schema["required"] == list(schema["properties"]) == ["name", "population"]
 
 
-def test_schema_of_nested_models_is_what_openai_would_make(server):
-    """The rules that the example states, against the OpenAI SDK's own making of strict schemas."""
+def test_schema_of_nested_models_equals_openais(server):
+    """The example's rules give the same strict schema as the OpenAI SDK."""
     pydantic = pytest.importorskip("pydantic")
     openai = pytest.importorskip("openai.lib._pydantic", reason="openai is not installed")
     from typing import Optional
@@ -198,7 +201,7 @@ def test_schema_of_nested_models_is_what_openai_would_make(server):
     assert Country.model_json_schema() == openai.to_strict_json_schema(Country)
 
 
-def test_answer_that_never_fits_is_none_with_its_reason(server, make_pool):
+def test_answer_that_stays_invalid_is_none_with_an_error(server, make_pool):
     pydantic = pytest.importorskip("pydantic")
 
     class City(pydantic.BaseModel):
@@ -214,8 +217,8 @@ def test_answer_that_never_fits_is_none_with_its_reason(server, make_pool):
     assert (failure.attempts, failure.text) == (3, "nothing")
 
 
-def test_models_come_back_from_a_journal(server, tmp_path):
-    """The journal holds the text; the model is made of it anew, and nothing is asked twice."""
+def test_models_are_restored_from_a_journal(server, tmp_path):
+    """The journal has the text, which is parsed again; nothing is sent twice."""
     pydantic = pytest.importorskip("pydantic")
 
     class City(pydantic.BaseModel):

@@ -1,4 +1,4 @@
-"""At home in a notebook: a bar, an interrupt that ends a cell and no more, and a kernel that ends with a pool open."""
+"""Notebooks: the bar, an interrupt that ends only the cell, and the end of a kernel with an open pool."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ LONG = 60  # seconds; a backstop for a slow machine
 
 @pytest.fixture(autouse=True)
 def kernel_environment(monkeypatch, tmp_path):
-    """Nothing is read from or written to the home of who runs the tests."""
+    """Read and write nothing in the user's home."""
     for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
 
 
 def run_notebook(*first_lines):
-    """Run the example, with these lines before it; return its cells by their ids, and the states of its widgets."""
+    """Run the example after these lines; return its cells by their ids, and the states of its widgets."""
     import nbclient
     import nbformat
 
@@ -40,12 +40,12 @@ def run_notebook(*first_lines):
 
 
 def text_of(cell):
-    """What a cell printed and showed."""
+    """Return the text that a cell printed and displayed."""
     return "".join(output.get("text") or output.get("data", {}).get("text/plain", "") for output in cell.outputs)
 
 
-def test_notebook_is_kept_without_outputs():
-    """They would be old at once, and make each change of it hard to read."""
+def test_notebook_is_stored_without_outputs():
+    """They would soon be outdated, and make diffs hard to read."""
     notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert [(cell["outputs"], cell["execution_count"]) for cell in code] == [([], None)] * len(code)
@@ -58,10 +58,10 @@ def test_notebook_runs_with_a_widget_for_a_bar():
     cells, widgets = run_notebook()
     for name in ("frame", "retry"):
         assert [WIDGET in output.get("data", {}) for output in cells[name].outputs] == [True, False]
-    told = [str(state["value"]).replace("\u2007", " ") for state in widgets if "value" in state]
-    assert told.count("50.0") == 2
-    assert any("50/50" in value and "failed=1, ok=49, retries=1" in value for value in told)
-    assert any("50/50" in value and "failed=0, ok=50, retries=1" in value for value in told)
+    values = [str(state["value"]).replace("\u2007", " ") for state in widgets if "value" in state]
+    assert values.count("50.0") == 2
+    assert any("50/50" in value and "failed=1, ok=49, retries=1" in value for value in values)
+    assert any("50/50" in value and "failed=0, ok=50, retries=1" in value for value in values)
     assert "the Amazon" in text_of(cells["frame"])
     assert "BadRequestError 400 no_rivers" in text_of(cells["summary"])
     assert "none, but a lagoon" in text_of(cells["retry"])
@@ -74,11 +74,11 @@ def test_notebook_runs_with_a_text_bar_without_ipywidgets():
     last_line = text_of(cells["frame"]).split("\r")[-1]
     assert "50/50" in last_line
     assert "failed=1, ok=49, retries=1" in last_line
-    assert "IProgress not found" not in text_of(cells["frame"])  # tqdm's warning, where a widget was asked for
+    assert "IProgress not found" not in text_of(cells["frame"])  # tqdm's warning about a missing widget
 
 
 class Kernel:
-    """A kernel with cells of the test's."""
+    """A running kernel."""
 
     def __init__(self):
         from jupyter_client.manager import start_new_kernel
@@ -86,15 +86,15 @@ class Kernel:
         self.manager, self.client = start_new_kernel(startup_timeout=LONG)
 
     def run(self, code):
-        """Run a cell; return the text that it printed, and fail if it failed."""
-        told = []
-        reply = self.client.execute_interactive(code, output_hook=told.append, timeout=LONG)
+        """Run a cell that must succeed; return the text that it printed."""
+        messages = []
+        reply = self.client.execute_interactive(code, output_hook=messages.append, timeout=LONG)
         assert reply["content"]["status"] == "ok", reply["content"]
-        return "".join(message["content"]["text"] for message in told if message["msg_type"] == "stream")
+        return "".join(message["content"]["text"] for message in messages if message["msg_type"] == "stream")
 
     def interrupt(self, code, when):
-        """Run a cell, and interrupt the kernel when a condition has come; return the reply and the seconds it took."""
-        # Else the kernel drops, for a moment after a failed cell, those that come next.
+        """Run a cell, and interrupt the kernel once ``when()`` is true; return the reply, and the seconds to it."""
+        # With stop_on_error, the kernel would drop the next cells for a moment after a failed one.
         request = self.client.execute(code, stop_on_error=False)
         assert wait_until(when, LONG)
         began = time.monotonic()
@@ -104,7 +104,7 @@ class Kernel:
         return reply["content"], time.monotonic() - began
 
     def close(self):
-        """End it, by force if need be."""
+        """End the kernel, by force if necessary."""
         self.client.stop_channels()
         self.manager.shutdown_kernel(now=True)
 
@@ -129,19 +129,19 @@ CELLS = {
 
 @pytest.mark.parametrize("reply", [Reply(fault="stall"), Reply(status=429, headers={"retry-after": "50"})])
 @pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
-def test_interrupt_ends_the_cell_and_the_pool_lives_on(server, kernel, cell, reply):
-    """With calls on the wire or in back-off; the next cell uses the same pool at once, if the server lets it."""
+def test_interrupt_ends_the_cell_and_the_pool_stays_usable(server, kernel, cell, reply):
+    """With calls in flight or in back-off; after calls in flight, the next cell uses the same pool at once."""
     server.script("stuck", reply)
     most = 1 if reply.status == 429 or "ask" in cell else 4
     content, seconds = kernel.interrupt(cell, lambda: server.count("stuck") >= most)
     assert content["ename"] == "KeyboardInterrupt"
-    assert seconds < 20  # well under one where the machine is free; the calls would hang for 50 and more
+    assert seconds < 20  # well under 1 on an idle machine; the calls would take 50 and more
     if reply.status == 200:
         assert kernel.run('print(pool.map(["b"] * 8, progress=False))') == f"{['b'] * 8}\n"
 
 
-def test_what_was_done_before_an_interrupt_is_there(server, kernel):
-    """IPython keeps the exception, and the exception the answers."""
+def test_answers_before_an_interrupt_are_available(server, kernel):
+    """IPython keeps the exception, and the exception has the answers."""
     server.script("stuck", Reply(fault="stall"))
     kernel.interrupt('pool.map(["a", "b", *["stuck"] * 4])', lambda: server.count("stuck") >= 4)
     assert kernel.run("import sys; print(sys.last_value.answers[:3])") == "['a', 'b', None]\n"
@@ -154,8 +154,8 @@ def test_cells_share_the_pool_and_its_connections(server, kernel):
     assert server.connections <= 4
 
 
-def test_kernel_ends_while_calls_hang(server, kernel):
-    """A restart need not kill it."""
+def test_kernel_can_shut_down_while_calls_hang(server, kernel):
+    """A restart does not have to kill it."""
     server.script("stuck", Reply(fault="stall"))
     kernel.run('futures = [pool.submit("stuck") for _ in range(8)]')
     assert wait_until(lambda: server.count("stuck") >= 4, LONG)

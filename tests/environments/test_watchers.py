@@ -1,4 +1,4 @@
-"""Tracers, mocks, logs and error trackers see every try, and none of them sees the key."""
+"""Tracers, mocks, logs and error trackers see every attempt, and none of them sees the key."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from chatpool import ChatPool
-from chatpool._http.fast_path import is_open
+from chatpool._http.fast_path import is_enabled
 from chatpool.testing import Reply
 
 KEY = "sk-secret-of-ours"
@@ -26,21 +26,21 @@ WAYS = {
     "ask": lambda pool, prompts: [pool.ask(prompt) for prompt in prompts],
 }
 
-# A prompt for each way in which a try can end, and the statuses that its tries have; None: there was no reply.
-FATES = {"well": [200], "flaky": [500, 200], "cut": [None, 200], "refused": [400]}
+# Prompts, and the statuses of their attempts; None: no reply.
+OUTCOMES = {"well": [200], "flaky": [500, 200], "reset": [None, 200], "rejected": [400]}
 
 
 def play(server):
     server.script("flaky", Reply(status=500), Reply())
-    server.script("cut", Reply(fault="reset"), Reply())
-    server.script("refused", Reply(status=400))
+    server.script("reset", Reply(fault="reset"), Reply())
+    server.script("rejected", Reply(status=400))
 
 
-def statuses(tries):
-    return sorted(tries, key=lambda status: status or 0)
+def ordered(statuses):
+    return sorted(statuses, key=lambda status: status or 0)
 
 
-ALL_STATUSES = statuses(status for fates in FATES.values() for status in fates)
+ALL_STATUSES = ordered(status for statuses in OUTCOMES.values() for status in statuses)
 
 
 # OpenTelemetry.
@@ -48,7 +48,7 @@ ALL_STATUSES = statuses(status for fates in FATES.values() for status in fates)
 
 @pytest.fixture
 def tracer():
-    """A tracer provider that keeps its spans."""
+    """A tracer provider that records its spans."""
     pytest.importorskip("opentelemetry.sdk")
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -62,7 +62,7 @@ def tracer():
 
 @pytest.fixture
 def instrument(tracer):
-    """Turn an instrumentation on, by the name of the library it watches, until the test's end."""
+    """Instrument a library, given its name, until the end of the test."""
     names = {"requests": "RequestsInstrumentor", "urllib3": "URLLib3Instrumentor"}
     active = []
 
@@ -77,38 +77,38 @@ def instrument(tracer):
 
 
 @pytest.mark.parametrize("libraries", [["requests"], ["urllib3"], ["requests", "urllib3"]], ids="+".join)
-def test_opentelemetry_sees_each_try_once(server, make_pool, tracer, instrument, libraries):
-    """One span a try, with its status, whichever library is watched, and also if both are."""
+def test_opentelemetry_sees_each_attempt_once(server, make_pool, tracer, instrument, libraries):
+    """One span for each, with its status, whether one of the libraries is instrumented or both are."""
     for library in libraries:
         instrument(library)
     play(server)
-    make_pool(api_key=KEY).map(list(FATES))
+    make_pool(api_key=KEY).map(list(OUTCOMES))
     spans = tracer.calls()
-    assert statuses(span.attributes.get("http.status_code") for span in spans) == ALL_STATUSES
+    assert ordered(span.attributes.get("http.status_code") for span in spans) == ALL_STATUSES
     assert {span.attributes["http.url"] for span in spans} == {f"{server.url}/chat/completions"}
     assert len(spans) == len(server.requests)
     failed = [span for span in spans if not span.status.is_unset]
-    assert statuses(span.attributes.get("http.status_code") for span in failed) == [None, 400, 500]
+    assert ordered(span.attributes.get("http.status_code") for span in failed) == [None, 400, 500]
     assert KEY not in str([span.to_json() for span in spans])
 
 
 @pytest.mark.parametrize("library", ["requests", "urllib3"])
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_callers_span_is_the_parent_of_the_calls(server, pool, tracer, instrument, library, way):
-    """Though they are made in other threads; and the server is told the trace."""
+    """Although other threads make them; the requests carry the trace to the server."""
     instrument(library)
     server.script("flaky", Reply(status=500), Reply())
-    for _ in range(2):  # the second time with threads that live already
+    for _ in range(2):  # the second time with existing threads
         with tracer.get_tracer("test").start_as_current_span("caller") as caller:
             way(pool, ["flaky", "b", "c"])
         ours = [span for span in tracer.calls() if span.parent.span_id == caller.context.span_id]
         server.script("flaky", Reply(status=500), Reply())
         assert len(ours) == 4
-        told = [tuple(request.headers["traceparent"].split("-")[1:3]) for request in server.requests[-4:]]
-        assert sorted(told) == sorted((f"{s.context.trace_id:032x}", f"{s.context.span_id:016x}") for s in ours)
+        sent = [tuple(request.headers["traceparent"].split("-")[1:3]) for request in server.requests[-4:]]
+        assert sorted(sent) == sorted((f"{s.context.trace_id:032x}", f"{s.context.span_id:016x}") for s in ours)
 
 
-def test_two_callers_of_one_pool_keep_their_traces_apart(pool, tracer, instrument):
+def test_two_callers_of_one_pool_have_separate_traces(pool, tracer, instrument):
     instrument("requests")
     callers = [tracer.get_tracer("test").start_span(name) for name in "ab"]
     from opentelemetry.trace import use_span
@@ -117,25 +117,25 @@ def test_two_callers_of_one_pool_keep_their_traces_apart(pool, tracer, instrumen
     for caller in callers:
         with use_span(caller):
             iterators.append(pool.imap(["x"] * 10))
-    for _ in zip(*iterators):  # by turns, outside both spans
+    for _ in zip(*iterators):  # alternately, outside both spans
         pass
     parents = [span.parent.span_id for span in tracer.calls()]
     assert [parents.count(caller.context.span_id) for caller in callers] == [10, 10]
 
 
-@pytest.mark.skipif(not is_open(), reason="with urllib3 1.26 the libraries do it all")
-def test_only_urllib3s_instrumentation_closes_the_short_way(instrument):
-    """requests' is above it; urllib3's would not see what goes round urlopen, so then nothing does."""
+@pytest.mark.skipif(not is_enabled(), reason="with urllib3 1.26 there is no fast path")
+def test_only_urllib3s_instrumentation_disables_the_fast_path(instrument):
+    """It would not see calls that bypass urlopen; the one of requests is above the fast path."""
     instrument("requests")
-    assert is_open()
+    assert is_enabled()
     instrument("urllib3")
-    assert not is_open()
+    assert not is_enabled()
 
 
-# Mocks. What responses sees stands in tests/protocol/test_conversation.py.
+# Mocks. For responses see tests/protocol/test_conversation.py.
 
 
-def test_requests_mock_sees_each_try():
+def test_requests_mock_sees_each_attempt():
     requests_mock = pytest.importorskip("requests_mock")
     url = "https://mocked.example/v1"
     good = {"choices": [{"message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}]}
@@ -152,8 +152,8 @@ def test_requests_mock_sees_each_try():
 # Logs.
 
 
-def test_logs_of_a_real_server_name_no_prompt(server, make_pool, caplog):
-    """A retry is told at INFO, a failure at WARNING; nobody, urllib3 included, tells the prompt, answer or key."""
+def test_logs_contain_no_prompt(server, make_pool, caplog):
+    """A retry is logged at INFO, a failure at WARNING; no library logs the prompt, the answer or the key."""
     caplog.set_level(logging.DEBUG)
     server.script(PRIVATE, Reply(status=500), Reply(fault="reset"), Reply(status=400))
     make_pool(api_key=KEY).map([PRIVATE, "a public prompt"])
@@ -167,14 +167,14 @@ def test_logs_of_a_real_server_name_no_prompt(server, make_pool, caplog):
 
 
 def test_without_a_handler_nothing_is_printed(server, make_pool, capfd):
-    """logging's last resort would print warnings to stderr; a library is silent until it is asked."""
+    """Without chatpool's NullHandler, logging's last resort would print warnings to stderr."""
     server.script("a", Reply(status=400))
     code = f"from chatpool import ChatPool; ChatPool(base_url={server.url!r}).map(['a'])"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     assert capfd.readouterr() == ("", "")
 
 
-# Watchers that are there before chatpool is, or cannot be taken off again: in processes of their own.
+# Instrumentation that comes before the import of chatpool, or cannot be removed: in separate processes.
 
 _SENTRY = """
 import json, sys
@@ -197,8 +197,8 @@ watch() if sys.argv[2] == "after" else None
 with ChatPool(2, base_url=sys.argv[1], max_wait=0.01) as pool:
     with sentry_sdk.start_transaction(name="a view"):
         answers = pool.map(sys.argv[3:])
-        sentry_sdk.capture_message("a look at the breadcrumbs")
-    for fail in (answers.raise_for_failures, lambda: pool.ask("refused"), lambda: pool.map(["well"], parse=int)):
+        sentry_sdk.capture_message("breadcrumbs")
+    for fail in (answers.raise_for_failures, lambda: pool.ask("rejected"), lambda: pool.map(["well"], parse=int)):
         try:
             fail()
         except Exception as error:
@@ -209,34 +209,37 @@ json.dump(Kept.items, sys.stdout)
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
-def test_sentry_sees_each_try(server, order):
-    """A breadcrumb and a span for each, the span in the caller's transaction, and a breadcrumb of each failure."""
+def test_sentry_sees_each_attempt(server, order):
+    """A breadcrumb and a span for each, the span in the caller's transaction, and a breadcrumb for each failure."""
     pytest.importorskip("sentry_sdk")
     play(server)
-    items = run(_SENTRY, server.url, order, *FATES)
-    tried = server.requests[: len(ALL_STATUSES)]
+    items = run(_SENTRY, server.url, order, *OUTCOMES)
+    attempts = server.requests[: len(ALL_STATUSES)]
     (transaction,) = [item for item in items if item.get("type") == "transaction"]
-    (look,) = [item for item in items if item.get("message") == "a look at the breadcrumbs"]
+    (message,) = [item for item in items if item.get("message") == "breadcrumbs"]
     spans = transaction["spans"]
-    assert statuses(span["data"].get("http.response.status_code") for span in spans) == ALL_STATUSES
+    assert ordered(span["data"].get("http.response.status_code") for span in spans) == ALL_STATUSES
     assert {span["op"] for span in spans} == {"http.client"}
     assert {span["parent_span_id"] for span in spans} == {transaction["contexts"]["trace"]["span_id"]}
-    crumbs = look["breadcrumbs"]["values"]
+    crumbs = message["breadcrumbs"]["values"]
     calls = [crumb["data"].get("http.response.status_code") for crumb in crumbs if crumb["category"] == "httplib"]
-    assert statuses(calls) == ALL_STATUSES
+    assert ordered(calls) == ALL_STATUSES
     assert [crumb["level"] for crumb in crumbs if crumb["category"] == "chatpool"].count("warning") == 1
     trace = transaction["contexts"]["trace"]["trace_id"]
-    assert {request.headers["sentry-trace"].split("-")[0] for request in tried} == {trace}
+    assert {request.headers["sentry-trace"].split("-")[0] for request in attempts} == {trace}
 
 
-def test_sentry_events_hold_no_key(server, monkeypatch):
-    """They hold the local variables of every frame; the key is in none of them."""
+def test_sentry_events_contain_no_key(server, monkeypatch):
+    """Although they contain the local variables of every frame."""
     pytest.importorskip("sentry_sdk")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     play(server)
-    items = run(_SENTRY, server.url, "before", *FATES)
+    items = run(_SENTRY, server.url, "before", *OUTCOMES)
     kinds = [item["exception"]["values"][-1]["type"] for item in items if "exception" in item]
-    assert kinds == ["BadRequestError", "BadRequestError"]  # an answer that is no number is a failure, not an exception
+    assert kinds == [
+        "BadRequestError",
+        "BadRequestError",
+    ]  # an answer that int() rejects is a failure, not an exception
     assert all(request.headers["authorization"] == f"Bearer {KEY}" for request in server.requests)
     assert KEY not in json.dumps(items)
 
@@ -259,40 +262,40 @@ json.dump([span.attributes["http.status_code"] for span in spans.get_finished_sp
 """
 
 
-def test_urllib3s_instrumentation_may_come_before_the_import(server):
-    """As it does under opentelemetry-instrument."""
+def test_urllib3_may_be_instrumented_before_the_import(server):
+    """As opentelemetry-instrument does."""
     pytest.importorskip("opentelemetry.sdk")
     pytest.importorskip("opentelemetry.instrumentation.urllib3")
     assert run(_URLLIB3_FIRST, server.url) == [200] * 10
 
 
-PAGE = (Path(__file__).parents[2] / "docs" / "watching.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "logging.md").read_text(encoding="utf-8")
 ALONE = re.findall(
     r"```python alone\n(.*?)```", PAGE, flags=re.DOTALL
 )  # others are run by tests/documentation/test_examples.py
 
 
 @pytest.mark.parametrize(
-    ("needs", "told"), [("opentelemetry.instrumentation.requests", "traceparent"), ("sentry_sdk", "user-agent")]
+    ("needs", "header"), [("opentelemetry.instrumentation.requests", "traceparent"), ("sentry_sdk", "user-agent")]
 )
-def test_snippet_that_changes_its_process_runs(server, monkeypatch, needs, told):
-    """OpenTelemetry's tells the server its trace; Sentry's does not, as it says."""
+def test_snippet_that_changes_its_process_runs(server, monkeypatch, needs, header):
+    """OpenTelemetry's sends the trace to the server; Sentry's does not, as it says."""
     pytest.importorskip(needs)
     (code,) = [code for code in ALONE if needs in code]
     monkeypatch.setenv("OPENAI_BASE_URL", server.url)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setenv("SENTRY_DSN", "http://public@127.0.0.1:1/1")  # where nobody listens
+    monkeypatch.setenv("SENTRY_DSN", "http://public@127.0.0.1:1/1")  # no server listens there
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert "river in Peru" in done.stdout or '"http.status_code": 200' in done.stdout
     for request in server.requests:
-        assert told in request.headers
+        assert header in request.headers
         assert "sentry-trace" not in request.headers
     assert server.requests
 
 
 def run(code, *arguments):
-    """Run a script in a process of its own; return what it told."""
+    """Run a script in a separate process; return the JSON that it printed."""
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60, check=False
     )

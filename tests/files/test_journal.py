@@ -1,10 +1,10 @@
-"""The journal: what was answered is never asked again, whatever happened in between."""
+"""The journal: an answered prompt is not sent again, whatever happened in between."""
 
 from __future__ import annotations
 
-import errno
 import gc
 import json
+import logging
 import os
 import random
 import signal
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 
 import pytest
 
@@ -36,7 +37,7 @@ def lines(path):
 
 
 def usage(pool, prompts, path, **options):
-    """The ways to use a journal; each returns the values by prompt."""
+    """Return the three ways to use a journal; each returns the values in order."""
     return {
         "map": lambda: pool.map(prompts, journal=path, **options),
         "imap": lambda: [result.value for result in pool.imap(prompts, journal=path, **options)],
@@ -51,7 +52,7 @@ WAYS = ["map", "imap", "imap_unordered"]
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_second_run_asks_nothing(server, pool, path, way):
+def test_second_run_sends_nothing(server, pool, path, way):
     """All three ways write the file and read it."""
     assert usage(pool, PROMPTS, path)[way]() == PROMPTS
     assert usage(pool, PROMPTS, path)[way]() == PROMPTS
@@ -59,8 +60,8 @@ def test_second_run_asks_nothing(server, pool, path, way):
     assert len(lines(path)) == 20
 
 
-def test_line_tells_of_tries_that_failed(server, pool, path):
-    """When each of them began and ended, in seconds from the first, and what came of it; for one good try, nothing."""
+def test_line_lists_the_attempts_if_one_failed(server, pool, path):
+    """Start and end of each, in seconds from the start of the first, and its error; nothing after one good attempt."""
     server.script("b", Reply(status=429), Reply(status=500), Reply("b"))
     server.script("c", Reply(status=400))
     pool.map(["a", "b", "c"], journal=path)
@@ -75,29 +76,29 @@ def test_line_tells_of_tries_that_failed(server, pool, path):
 
 
 def test_line_is_batch_output(server, pool, path):
-    """The Batch API's fields with its meaning, and ours beside them under one key."""
+    """The Batch API's fields with its meaning, and chatpool's own under one key."""
     server.script("bad", Reply(status=400, code="too_long"))
     server.script("refused", Reply(body={"choices": [{"message": {"content": None, "refusal": "no"}}]}))
     answers = pool.map(["a", "bad", "refused"], journal=path)
-    found = {line["chatpool"]["index"]: line for line in lines(path)}
-    assert all(list(line) == ["id", "custom_id", "response", "error", "chatpool"] for line in found.values())
-    assert len({line["id"] for line in found.values()} | {line["custom_id"] for line in found.values()}) == 6
-    good = found[0]
+    by_index = {line["chatpool"]["index"]: line for line in lines(path)}
+    assert all(list(line) == ["id", "custom_id", "response", "error", "chatpool"] for line in by_index.values())
+    assert len({line["id"] for line in by_index.values()} | {line["custom_id"] for line in by_index.values()}) == 6
+    good = by_index[0]
     assert good["error"] is None
     assert good["response"]["status_code"] == 200
     assert good["response"]["request_id"] == answers.results[0].request_id
     assert good["response"]["body"] == answers.results[0].response
     assert set(good["chatpool"]) == {"hash", "index", "attempts", "started", "elapsed"}
     assert abs(good["chatpool"]["started"] - time.time()) < 60
-    assert found[1]["response"] is None
-    assert found[1]["error"] == {"code": "too_long", "message": str(answers.results[1].error)}
-    assert found[2]["response"]["body"]["choices"][0]["message"]["refusal"] == "no"
-    assert found[2]["error"]["code"] == "refusal"
+    assert by_index[1]["response"] is None
+    assert by_index[1]["error"] == {"code": "too_long", "message": str(answers.results[1].error)}
+    assert by_index[2]["response"]["body"]["choices"][0]["message"]["refusal"] == "no"
+    assert by_index[2]["error"]["code"] == "refusal"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_resumed_results_are_whole(server, pool, path):
-    """Text, usage, response, request id, attempts and elapsed come back; the summary tells them from new ones."""
+def test_resumed_results_are_complete(server, pool, path):
+    """Text, usage, response, request id, attempts and elapsed are restored; the summary counts them separately."""
     server.script("a", Reply(status=500), Reply("hello"))
     before = pool.map(["a"], journal=path).results[0]
     answers = pool.map(["a", "b"], journal=path)
@@ -106,11 +107,11 @@ def test_resumed_results_are_whole(server, pool, path):
         assert getattr(after, name) == getattr(before, name), name
     assert after.attempts == 2
     assert after.elapsed == pytest.approx(before.elapsed, abs=1e-5)
-    assert "1 of them were in the journal already" in answers.summary()
+    assert "1 of them was in the journal already" in answers.summary()
     assert "requests: 1, of them 0 retries" in answers.summary()
 
 
-def test_failed_calls_are_asked_again_and_the_last_line_counts(server, pool, path):
+def test_failed_prompts_are_sent_again_and_the_last_line_counts(server, pool, path):
     server.script("b", Reply(status=400), Reply("better"))
     assert pool.map(["a", "b"], journal=path) == ["a", None]
     assert pool.map(["a", "b"], journal=path) == ["a", "better"]
@@ -120,7 +121,7 @@ def test_failed_calls_are_asked_again_and_the_last_line_counts(server, pool, pat
 
 
 def test_retry_writes_to_the_same_journal(server, pool, path):
-    """Also where the second of two equal prompts failed: it is asked, not given the first one's answer."""
+    """The second of two equal prompts failed: it is sent, and does not get the first one's answer."""
     server.script("a", Reply("first"), Reply(status=400), Reply("third"))
     with ChatPool(1, base_url=server.url) as one:
         answers = one.map(["a", "a", "b"], journal=path)
@@ -130,8 +131,8 @@ def test_retry_writes_to_the_same_journal(server, pool, path):
     assert len(server.requests) == 4
 
 
-def test_order_inserts_edits_and_repeats(server, pool, path):
-    """Prompts are known by what is asked, not by where they stand; equal ones each have an answer of their own."""
+def test_prompts_may_be_reordered_added_edited_and_repeated(server, pool, path):
+    """Prompts are matched by their request, not by their position; each of two equal ones has its own answer."""
     pool.map(["a", "b", "c"], journal=path)
     assert pool.map(["c", "new", "a", "a", "B"], journal=path) == ["c", "new", "a", "a", "B"]
     assert [server.count(prompt) for prompt in ("a", "b", "c", "new", "B")] == [2, 1, 1, 1, 1]
@@ -140,15 +141,15 @@ def test_order_inserts_edits_and_repeats(server, pool, path):
 
 
 @pytest.mark.parametrize("change", [{"model": "other"}, {"params": {"temperature": 0}}, {"system": "be brief"}])
-def test_changed_request_is_asked_anew(server, make_pool, path, change):
+def test_changed_request_is_sent_again(server, make_pool, path, change):
     make_pool().map(["a"], journal=path)
     make_pool(**change).map(["a"], journal=path)
     make_pool().map(["a"], journal=path)
     assert server.count("a") == 2
 
 
-def test_parse_is_applied_to_what_the_journal_holds(server, pool, path):
-    """An answer that parse now refuses is asked for again."""
+def test_parse_is_applied_to_answers_of_the_journal(server, pool, path):
+    """A prompt whose answer parse now rejects is sent again."""
     server.script("number", Reply("seven"), Reply("7"))
     assert pool.map(["number"], journal=path) == ["seven"]
     assert pool.map(["number"], journal=path, parse=int) == [7]
@@ -156,8 +157,8 @@ def test_parse_is_applied_to_what_the_journal_holds(server, pool, path):
     assert server.count("number") == 2
 
 
-def test_given_up_calls_are_not_written(server, pool, path):
-    """Past the deadline or never sent is not finished."""
+def test_cancelled_calls_are_not_written(server, pool, path):
+    """A call that the deadline cancelled, or that was never sent, is not finished."""
     server.script("slow", Reply(fault="stall"))
     pool.map(["a", "slow", "slow"], journal=path, deadline=0.3)
     assert [line["custom_id"] for line in lines(path)] == [digest("a")]
@@ -168,18 +169,18 @@ def digest(prompt, **fields):
     return digest_of("/v1/chat/completions", {"messages": messages, "model": "gpt-4o-mini", **fields})
 
 
-def test_line_is_there_before_the_answer_is(server, pool, path):
-    """Whoever holds a result finds it in the file; also while the rest hangs, and after the iterator is dropped."""
+def test_line_is_written_before_the_result_is_returned(server, pool, path):
+    """Even while other calls hang, and after the iterator is closed."""
     server.script("slow", Reply(fault="stall"))
     results = pool.imap_unordered(["a", "slow", "slow"], journal=path)
     assert next(results).value == "a"
     assert [line["custom_id"] for line in lines(path)] == [digest("a")]
     results.close()
     assert len(lines(path)) == 1
-    assert pool.map(["a"], journal=path) == ["a"]  # the lock is free
+    assert pool.map(["a"], journal=path) == ["a"]  # the lock was released
 
 
-def test_interrupt_leaves_lines_and_frees_the_lock(server, pool, path, monkeypatch):
+def test_interrupt_keeps_the_lines_and_releases_the_lock(server, pool, path, monkeypatch):
     server.script("slow", Reply(fault="stall"))
 
     def interrupt():
@@ -194,7 +195,7 @@ def test_interrupt_leaves_lines_and_frees_the_lock(server, pool, path, monkeypat
     assert pool.map(["a"], journal=path) == ["a"]
 
 
-# What a file may look like.
+# The content of the file.
 
 
 def grow(path, data):
@@ -205,8 +206,8 @@ def grow(path, data):
 @pytest.mark.parametrize(
     "torn", [b'{"id": "chat', b'{"', b"{", b'{"id": "x", "custom_id": "y", "resp', b"\0\0\0", b"\0\n"]
 )
-def test_torn_line_is_cut_off(server, pool, path, torn):
-    """As kill -9, a full disk or a failure of power leave it."""
+def test_incomplete_last_line_is_cut_off(server, pool, path, torn):
+    """As kill -9, a full disk or a power failure leaves it."""
     pool.map(["a", "b"], journal=path)
     whole = path.read_bytes()
     grow(path, torn)
@@ -216,8 +217,8 @@ def test_torn_line_is_cut_off(server, pool, path, torn):
     assert len(server.requests) == 3
 
 
-def test_every_prefix_of_a_line_is_a_torn_line(server, pool, path, tmp_path):
-    """Wherever a line is cut, the lines before it are kept, and it is made again."""
+def test_every_prefix_of_a_line_is_cut_off(server, pool, path, tmp_path):
+    """The lines before it are kept, wherever the last line ends."""
     pool.map(["a", "b"], journal=path)
     first, second = path.read_bytes().splitlines(keepends=True)
     torn = tmp_path / "torn.jsonl"
@@ -225,34 +226,34 @@ def test_every_prefix_of_a_line_is_a_torn_line(server, pool, path, tmp_path):
         torn.write_bytes(first + second[:length])
         with Journal(torn) as journal:
             assert journal.find(key_of(json.loads(first))) is not None
-        is_torn = length < len(second) - 1  # only its newline
+        is_torn = length < len(second) - 1  # without its newline alone it is complete
         assert torn.read_bytes() == (first if is_torn else first + second)
 
 
 @pytest.mark.parametrize("is_only_line", [True, False])
 def test_last_line_without_its_newline_is_kept(server, pool, path, is_only_line):
-    """Some editors save a file so. Whole as it is, it was paid for."""
+    """Some editors save a file like that. The line is complete, and was paid for."""
     pool.map(["a"] if is_only_line else ["a", "b"], journal=path)
     path.write_bytes(path.read_bytes()[:-1])
-    asked = len(server.requests)
+    sent = len(server.requests)
     assert pool.map(["a", "b", "c"], journal=path) == ["a", "b", "c"]
-    assert len(server.requests) == asked + (2 if is_only_line else 1)
+    assert len(server.requests) == sent + (2 if is_only_line else 1)
     assert len(lines(path)) == 3
 
 
-def test_good_answer_outlives_what_comes_after_it(server, pool, path):
-    """Another model under the same journal and back again; a parse that refused the answer, and is taken out."""
+def test_later_lines_do_not_replace_a_good_answer(server, pool, path):
+    """Lines for another model in the same journal; a failure, because a parse rejected the answer."""
     pool.map(["a"], journal=path)
     pool.map(["a"], journal=path, params={"model": "other"})
     pool.map(["a"], journal=path, parse=int)
-    asked = len(server.requests)
+    sent = len(server.requests)
     assert pool.map(["a"], journal=path) == ["a"]
     assert pool.map(["a"], journal=path, params={"model": "other"}) == ["a"]
-    assert len(server.requests) == asked
+    assert len(server.requests) == sent
 
 
-def test_name_used_for_two_requests_keeps_both_answers(server, make_pool, path):
-    """An edited input, sent, and the old one taken back."""
+def test_custom_id_of_two_requests_keeps_both_answers(server, make_pool, path):
+    """The input is edited and sent, and then the edit is reverted."""
     pool = make_pool()
     for prompt in ["old", "new", "old", "new"]:
         (result,) = pool._mapper(journal=path).stream([BatchRequest(prompt, "the-name")], in_order=True)
@@ -283,16 +284,46 @@ BATCH_OUTPUT = b'{"id": "batch_req_1", "custom_id": "r", "response": {"status_co
         b'{"id": ' + b"[" * 100_000,
     ],
 )
-def test_file_of_another_kind_is_refused_untouched(server, pool, path, content):
+def test_another_kind_of_file_is_refused_and_left_unchanged(server, pool, path, content):
     path.write_bytes(content)
-    with pytest.raises(JournalError, match=r"is no journal: line 1 was not written by chatpool; it was left as it is"):
+    with pytest.raises(
+        JournalError, match="is not a chatpool journal: line 1 was not written by chatpool; it was left"
+    ):
         pool.map(["a"], journal=path)
     assert path.read_bytes() == content
     assert server.requests == []
 
 
-def test_damage_in_the_middle_is_refused_untouched(server, pool, path):
-    """What stands before the last line was whole once; cutting there would lose what was paid for."""
+HOLE = 2**31  # bytes, which take no space on the disk
+
+
+@pytest.mark.parametrize("start", [b"", b"x" * 100, b'{"id": "', b'[{"custom_id": "a"'], ids=str)
+def test_huge_file_without_a_line_end_is_refused_after_its_first_piece(path, start):
+    """2 GB are neither read nor held in memory."""
+    path.write_bytes(start)
+    os.truncate(path, HOLE)
+    tracemalloc.start()
+    try:
+        with pytest.raises(JournalError, match="is not a chatpool journal: line 1"):
+            Journal(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+    assert path.stat().st_size == HOLE
+
+
+def test_huge_line_after_good_ones_is_refused(server, pool, path, monkeypatch):
+    """No line is longer than an answer can be, so no more than that is read of it."""
+    monkeypatch.setattr("chatpool._files.journal._MAX_LINE", 2**20)
+    pool.map(["a"], journal=path)
+    os.truncate(path, HOLE)
+    with pytest.raises(JournalError, match="is not a chatpool journal: line 2"):
+        Journal(path)
+    assert path.stat().st_size == HOLE
+
+
+def test_journal_damaged_in_the_middle_is_refused_and_left_unchanged(server, pool, path):
+    """Cutting the file there would lose the answers after the damage."""
     pool.map(["a", "b"], journal=path)
     first, second = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(first + first[:40] + b"\n" + second)
@@ -301,24 +332,24 @@ def test_damage_in_the_middle_is_refused_untouched(server, pool, path):
     assert path.read_bytes() == first + first[:40] + b"\n" + second
 
 
-def test_lines_that_another_tool_wrote_anew_are_read(server, pool, path):
+def test_lines_that_another_tool_rewrote_are_read(server, pool, path):
     """Without spaces, in another order: still the same journal."""
     pool.map(["a", "b"], journal=path)
-    anew = [json.dumps(dict(reversed(list(line.items()))), separators=(",", ":")) for line in lines(path)]
-    path.write_text("".join(line + "\n" for line in anew))
+    rewritten = [json.dumps(dict(reversed(list(line.items()))), separators=(",", ":")) for line in lines(path)]
+    path.write_text("".join(line + "\n" for line in rewritten))
     assert pool.map(["a", "b"], journal=path) == ["a", "b"]
     assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("missing/answers.jsonl", "cannot be opened: No such file or directory"),
         (".", "cannot be opened: Is a directory"),
     ],
 )
-def test_path_that_cannot_be_a_journal(server, pool, tmp_path, name, told):
-    with pytest.raises(JournalError, match=told):
+def test_path_that_cannot_be_a_journal(server, pool, tmp_path, name, message):
+    with pytest.raises(JournalError, match=message):
         pool.map(["a"], journal=tmp_path / name)
     assert server.requests == []
 
@@ -329,12 +360,35 @@ def test_fifo_is_refused(pool, path):
         pool.map(["a"], journal=path)
 
 
-# Two at once.
+@pytest.mark.skipif(os.name == "nt", reason="needs file modes")
+@pytest.mark.parametrize("mode", [0o666, 0o644, 0o660])
+def test_journal_that_other_users_can_access_is_made_private(server, pool, path, caplog, mode):
+    """And that is logged, once."""
+    caplog.set_level(logging.INFO, "chatpool")
+    path.touch()
+    path.chmod(mode)
+    for _ in range(2):
+        pool.map(["a"], journal=path)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    message = f"other users had access to {path} (mode {mode:04o}); its mode is now 0600"
+    assert [record.getMessage() for record in caplog.records] == [message]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs file modes")
+def test_mode_of_another_kind_of_file_is_left_unchanged(pool, path):
+    path.write_text("hello\n")
+    path.chmod(0o644)
+    with pytest.raises(JournalError):
+        pool.map(["a"], journal=path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+# Two runs at once.
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_second_run_is_refused_while_the_first_lives(server, make_pool, path, way):
-    """In the same process, too; and the first goes on undisturbed."""
+def test_second_run_is_refused_while_the_first_one_runs(server, make_pool, path, way):
+    """Also in the same process; the first one continues undisturbed."""
     server.script("slow", Reply("slow", delay=0.3))
     first = make_pool().imap(["a", "slow"], journal=path)
     assert next(first).value == "a"
@@ -346,7 +400,7 @@ def test_second_run_is_refused_while_the_first_lives(server, make_pool, path, wa
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-def test_lock_dies_with_its_process_even_if_a_child_lives_on(path):
+def test_lock_ends_with_its_process_even_if_a_child_survives(path):
     """The child of a killed run inherits the file, but not the lock."""
     code = "\n".join(
         [
@@ -370,7 +424,7 @@ def test_lock_dies_with_its_process_even_if_a_child_lives_on(path):
         process.stdout.close()
 
 
-# What must not lose a line.
+# Crashes and full disks.
 
 RUN = """
 import sys
@@ -381,40 +435,40 @@ print(len(pool.map([f"p{number}" for number in range(400)], journal=sys.argv[2])
 
 
 def test_kill_at_twenty_random_moments(path):
-    """No finished prompt is asked twice: the server's count is the proof."""
-    chance = random.Random(4)
-    finished, asked_again = set(), []
+    """No finished prompt is sent again, by the server's count."""
+    rng = random.Random(4)
+    finished, sent_again = set(), []
     names = {digest(f"p{number}"): f"p{number}" for number in range(400)}
 
     def reply(request):
         if request.prompt in finished:
-            asked_again.append(request.prompt)
-        return Reply(status=500) if chance.random() < 0.1 else Reply(delay=chance.uniform(0.005, 0.05))
+            sent_again.append(request.prompt)
+        return Reply(status=500) if rng.random() < 0.1 else Reply(delay=rng.uniform(0.005, 0.05))
 
     with FakeChatServer(reply=reply) as server:
         for _ in range(20):
             process = subprocess.Popen([sys.executable, "-c", RUN, server.url, str(path)], stdout=subprocess.DEVNULL)
             sent = len(server.requests)
             wait_until(lambda sent=sent: len(server.requests) > sent, 20)
-            time.sleep(chance.uniform(0, 0.15))
+            time.sleep(rng.uniform(0, 0.15))
             process.kill()
             process.wait()
             finished.update(
-                names[told[0].custom_id]
+                names[head[0].custom_id]
                 for line in path.read_bytes().splitlines(keepends=True)
-                if (told := parse_head(line))
+                if (head := parse_head(line))
             )
         done = subprocess.run([sys.executable, "-c", RUN, server.url, str(path)], capture_output=True, check=True)
         assert wait_until(lambda: server.open_connections == 0)
     assert done.stdout == b"400\n"
     assert len(finished) > 50
-    assert asked_again == []
+    assert sent_again == []
     good = [line for line in lines(path) if line["error"] is None]
     assert sorted(names[line["custom_id"]] for line in good) == sorted(names.values())
 
 
 def test_full_disk(path):
-    """A clear error with the answers in memory; the file ends with a whole line; once there is room, it goes on."""
+    """A clear error with the answers in memory; the file ends with a complete line; with space again, the run resumes."""
     code = "\n".join(
         [
             "import resource, sys, signal",
@@ -432,19 +486,19 @@ def test_full_disk(path):
     )
     with FakeChatServer() as server:
         done = subprocess.run([sys.executable, "-c", code, server.url, str(path)], capture_output=True, text=True)
-        asked = len(server.requests)
-    told, counts, second = done.stdout.splitlines()
-    assert told == f"the journal {path} cannot be written: File too large", done.stderr
+        sent = len(server.requests)
+    message, counts, second = done.stdout.splitlines()
+    assert message == f"the journal {path} cannot be written: File too large", done.stderr
     in_memory, total = map(int, counts.split())
     assert total == 100
-    assert in_memory > 5  # those written, and the one that was not
+    assert in_memory > 5  # those in the file, and the one that could not be written
     assert second == "True"
-    assert asked <= 100 + 4  # the one that could not be written, and those that were on the wire
+    assert sent <= 100 + 4  # the one that could not be written, and those in flight
     assert len(lines(path)) == 100
 
 
-def test_disk_that_fills_up_for_real(path, tmp_path, server):
-    """The same on a file system of 64 KiB, where one can be mounted."""
+def test_full_file_system(path, tmp_path, server):
+    """The same on a file system of 64 KiB, if one can be mounted."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True).returncode:
@@ -459,23 +513,12 @@ def test_disk_that_fills_up_for_real(path, tmp_path, server):
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_synced_once_a_second_and_at_the_end(server, pool, path, monkeypatch):
-    """Not for each line: that would cost more than the call."""
-    syncs = []
-    monkeypatch.setattr(os, "fsync", syncs.append)
-    pool.map(PROMPTS, journal=path)
-    assert len(syncs) == 1
-    monkeypatch.setattr("chatpool._files.journal._SYNC_EVERY", 0.0)
-    pool.map([f"more {number}" for number in range(10)], journal=path)
-    assert len(syncs) == 1 + 10 + 1
-
-
-# What the file, the collector and a fork do behind its back.
+# Other processes, the garbage collector and forks.
 
 
 @pytest.mark.parametrize("end", ["removed", "replaced", "cut short"])
-def test_file_that_is_gone_is_told(server, pool, path, tmp_path, end):
-    """What would be written to it from then on would be lost."""
+def test_journal_that_disappears_is_an_error(server, pool, path, tmp_path, end):
+    """The lines written from then on are lost."""
     answers = pool.imap_unordered(PROMPTS, journal=path)
     next(answers)
     if end == "removed":
@@ -489,8 +532,8 @@ def test_file_that_is_gone_is_told(server, pool, path, tmp_path, end):
         list(answers)
 
 
-def test_collector_may_close_the_journal_in_the_midst_of_a_line(server, pool, path, monkeypatch):
-    """An iterator dropped in a cycle, and found by a worker that is just writing: no deadlock, and no stray write."""
+def test_garbage_collector_may_close_the_journal_while_a_line_is_written(server, pool, path, monkeypatch):
+    """A worker that writes collects an iterator in a cycle: no deadlock, and no write after close."""
     write, was_dropped, was_closed = Journal._write, threading.Event(), threading.Event()
 
     def collect_and_write(journal, line):
@@ -519,8 +562,8 @@ def test_collector_may_close_the_journal_in_the_midst_of_a_line(server, pool, pa
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_child_forked_amid_a_line_may_close_its_iterator(server, pool, path, monkeypatch):
-    """The lock was held at the fork, by a thread that the child has not."""
+def test_child_forked_while_a_line_is_written_may_close_its_iterator(server, pool, path, monkeypatch):
+    """At the fork, the lock was held by a thread that the child does not have."""
     write, is_writing, may_go_on = Journal._write, threading.Event(), threading.Event()
 
     def slow_disk(journal, line):
@@ -543,26 +586,15 @@ def test_child_forked_amid_a_line_may_close_its_iterator(server, pool, path, mon
     assert [result.value for result in answers] == ["slow"]
 
 
-def test_error_of_the_disk_does_not_hide_an_interrupt(server, pool, path, monkeypatch):
-    def broken(fd):
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(os, "fsync", broken)
-    answers = pool.imap(["a", "b"], journal=path)
-    next(answers)
-    with pytest.raises(KeyboardInterrupt):
-        answers.throw(KeyboardInterrupt)
-
-
-def test_bug_in_parse_names_the_prompt_also_on_resume(server, pool, path):
+def test_bug_in_parse_names_the_prompt_on_resume_too(server, pool, path):
     pool.map(["a", "b"], journal=path)
     with pytest.raises(ZeroDivisionError) as caught:
         pool.map(["a", "b"], journal=path, parse=lambda text: 1 // (text != "b"))
     assert caught.value.prompt_index == 1
 
 
-def test_names_that_cannot_be_sorted(server, pool, path):
-    """JSON makes strings of them; the journal knows the request again all the same."""
+def test_request_with_keys_that_cannot_be_sorted(server, pool, path):
+    """JSON turns them into strings; the journal finds the request."""
     params = {"metadata": {1: "one", "two": 2}}
     for _ in range(2):
         assert pool.map(["a"], journal=path, params=params) == ["a"]
@@ -572,8 +604,8 @@ def test_names_that_cannot_be_sorted(server, pool, path):
 # The lines themselves.
 
 
-def test_line_survives_what_json_and_utf8_dislike(server, pool, path):
-    """Lone surrogates, line separators and control characters come back as they were."""
+def test_line_preserves_every_character(server, pool, path):
+    """Lone surrogates, line separators, control characters."""
     odd = 'a\ud800 \u2028 \x85 \x00 "quoted\\" }} , "chatpool": {"'
     server.script("odd", Reply(body={"choices": [{"message": {"content": odd}, "finish_reason": "stop"}]}))
     assert pool.map(["odd"], journal=path) == [odd]
@@ -582,8 +614,24 @@ def test_line_survives_what_json_and_utf8_dislike(server, pool, path):
     assert path.read_bytes().count(b"\n") == 1
 
 
-def test_glance_sees_what_parsing_sees(server, pool, path):
-    """The quick look and the whole parse agree on every kind of line."""
+def refuse(constant):
+    raise ValueError(constant)
+
+
+def test_nan_and_infinity_are_written_as_null(server, pool, path):
+    """Some servers send them as a logprob; each line is still strict JSON."""
+    logprobs = '[-Infinity, NaN, {"deep": [1e999, "NaN", 0.5]}]'
+    body = f'{{"choices": [{{"message": {{"content": "hi"}}, "finish_reason": "stop", "logprobs": {logprobs}}}]}}'
+    server.script("a", Reply(body=body))
+    for _ in range(2):
+        assert pool.map(["a"], journal=path) == ["hi"]
+    (document,) = [json.loads(line, parse_constant=refuse) for line in path.read_bytes().splitlines()]
+    assert document["response"]["body"]["choices"][0]["logprobs"] == [None, None, {"deep": [None, "NaN", 0.5]}]
+    assert len(server.requests) == 1
+
+
+def test_parse_head_agrees_with_parse_line(server, pool, path):
+    """On every kind of line."""
     server.script("bad", Reply(status=400))
     server.script("odd", Reply('", "chatpool": {'))
     pool.map(["a", "bad", "odd"], journal=path)
@@ -592,7 +640,7 @@ def test_glance_sees_what_parsing_sees(server, pool, path):
         assert parse_head(line) == (key_of(document), document["error"] is None)
 
 
-def test_failed_line_becomes_the_same_error_again(server, pool, path):
+def test_failure_is_restored_as_the_same_error(server, pool, path):
     server.script("bad", Reply(status=429, code="insufficient_quota"))
     result = pool.map(["bad"], journal=path).results[0]
     again = result_of(parse_line(line_of(result, Key("k", "d"))), 0, "bad")
@@ -607,7 +655,7 @@ def test_failed_line_becomes_the_same_error_again(server, pool, path):
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's count of memory")
 def test_reading_a_large_journal_keeps_no_answers(path):
-    """The index is two numbers a line: 20,000 lines of 3 kB are read in under 10 MB."""
+    """The index holds two numbers a line: 20,000 lines of 3 kB are read in under 10 MB."""
     body = {"choices": [{"message": {"content": "x" * 3000}}]}
     with path.open("w") as file:
         for number in range(20_000):

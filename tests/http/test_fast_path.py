@@ -1,4 +1,4 @@
-"""The plain case and the libraries' way give the same, whatever a server says and however it comes in."""
+"""The fast path and the libraries give the same results, whatever a server sends and in whatever pieces."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import http.client
 import pytest
 import requests
 
-import chatpool._http.connections
+import chatpool._http.pools
 from chatpool import ChatPool
-from chatpool._http.fast_path import head_of, is_open, receive
+from chatpool._http.fast_path import build_head, is_enabled, receive
 from chatpool.testing import FakeChatServer, Raw
 
 BODY = b'{"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}]}'
@@ -42,7 +42,7 @@ REPLIES = {
 
 
 def outcome(raw, step):
-    """Answer one prompt with these bytes, so many at a time, and the next with another text; tell what came of both."""
+    """Answer one prompt with these bytes, so many at a time, and the next with another text; return the outcome of the first."""
     pieces = [raw[start : start + step] for start in range(0, len(raw), step)]
     with FakeChatServer() as server:
         server.script("odd", Raw([piece for part in pieces for piece in (part, 0.0005)]))
@@ -59,40 +59,40 @@ def outcome(raw, step):
 
 @pytest.mark.parametrize("step", [10_000, 7])
 @pytest.mark.parametrize("kind", REPLIES)
-def test_both_ways_see_the_same(kind, step, monkeypatch):
+def test_both_paths_see_the_same(kind, step, monkeypatch):
     here = outcome(REPLIES[kind], step)
-    monkeypatch.setattr(chatpool._http.connections, "is_open", lambda: False)
+    monkeypatch.setattr(chatpool._http.pools, "is_enabled", lambda: False)
     assert here == outcome(REPLIES[kind], step)
 
 
-def test_plain_replies_are_taken_here_and_others_are_not():
-    """Each is found plain or not, and nothing of it is lost."""
-    plain = {"plain", "no reason", "many headers", "connection: close", "400", "302", "bytes beyond"}
+def test_simple_replies_are_read_here_and_others_are_not():
+    """Of the others no byte is lost."""
+    simple = {"plain", "no reason", "many headers", "connection: close", "400", "302", "bytes beyond"}
     for kind, raw in REPLIES.items():
         pieces = iter([raw])
-        reply, rest = receive(lambda size, pieces=pieces: next(pieces, b""))
-        assert (reply is not None) is (kind in plain), kind
-        assert rest == (raw if reply is None else raw[len(raw) // 2 :] if kind == "bytes beyond" else b""), kind
+        reply = receive(lambda size, pieces=pieces: next(pieces, b""))
+        assert (reply != raw) is (kind in simple), kind
+        assert reply == raw or reply.is_last is (kind in {"connection: close", "bytes beyond"}), kind
 
 
 def test_headers_of_one_name_are_joined():
-    reply, _ = receive(lambda size: REPLIES["many headers"])
+    reply = receive(lambda size: REPLIES["many headers"])
     assert reply.headers["X-A"] == "1, 2"
     assert reply.headers["X-Request-Id"] == "r1"
 
 
 @pytest.mark.parametrize("value", ["a\r\nX-Evil: 1", "a\nb", "a\rb", "\u20ac"])
-def test_header_that_would_break_out_is_not_sent_here(value):
-    """http.client refuses those, and shall."""
-    assert head_of("POST", "/v1/chat/completions", {"Host": "h", "Content-Length": "1", "X": value}) is None
+def test_header_that_would_break_out_is_left_to_http_client(value):
+    """It refuses those."""
+    assert build_head("POST", "/v1/chat/completions", {"Host": "h", "Content-Length": "1", "X": value}) is None
 
 
-needs_plain = pytest.mark.skipif(not is_open(), reason="with urllib3 1.26 the libraries do it all")
+needs_fast_path = pytest.mark.skipif(not is_enabled(), reason="urllib3 1.26 has no fast path")
 
 
-@needs_plain
+@needs_fast_path
 @pytest.mark.parametrize("name", ["putrequest", "getresponse"])
-def test_who_watches_http_client_sees_every_call(server, pool, monkeypatch, name):
+def test_a_tool_that_watches_http_client_sees_every_call(server, pool, monkeypatch, name):
     """As Sentry does."""
     seen, original = [], getattr(http.client.HTTPConnection, name)
     monkeypatch.setattr(http.client.HTTPConnection, name, lambda *a, **k: seen.append(name) or original(*a, **k))
@@ -100,9 +100,9 @@ def test_who_watches_http_client_sees_every_call(server, pool, monkeypatch, name
     assert len(seen) == 10
 
 
-@needs_plain
+@needs_fast_path
 def test_hooks_and_adapters_see_a_whole_response(server):
-    """What a Session's hook looks at is there, as it is from requests itself."""
+    """A Session's hook finds all that it finds in a response of requests itself."""
     seen = []
     with requests.Session() as session:
         session.hooks["response"].append(lambda response, **_: seen.append(response))

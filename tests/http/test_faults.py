@@ -1,18 +1,18 @@
-"""The catalogue of faults, on real sockets: what a server may do, what becomes of the prompt, and at what price.
+"""The catalogue of faults, on real sockets: what a server may do, how the prompt ends, and how many requests it takes.
 
 Each row: how the server misbehaves; the outcome; the requests that it took, with ``max_tries=2``. After every row a
 well prompt is asked through the same pool, with one worker, and must get its own answer: no fault may hand one prompt
-another's, or spoil a connection for the next. Replies that differ only in content stand in test_replies.
+another's, or spoil a connection for the next. Replies that differ only in content are in test_replies.
 
 The names F01 to F77 are those of the catalogue that the project was designed with. Where each is shown:
 
-A, connecting: F01 F02 F03 F06 here; F04 (look-up that hangs) is NOT cut: no library can, the map returns at its
+A, connecting: F01 F02 F03 F06 here; F04 (look-up that hangs) cannot be aborted: the map returns at its
 deadline all the same; F05 F08 F09 here; F07 (a close that is seen) test_map, stale connections; F10 (pool too small)
 test_map, connections are reused; F11 (proxy for loopback) test_security; F12 (SOCKS without its package) is
 requests' InvalidSchema, "cannot_connect", final.
 B, time: F13 to F17 here, over TLS in test_never_stuck; F18 (NAT) keep-alive options, test_wire_options below; F19 (clock
 jumps) all times are time.monotonic(), but for Retry-After dates, test_replies.
-C, framing: F20 to F31 here. F21's late second reply cannot be told from an answer in HTTP/1.1; what is there already is
+C, framing: F20 to F31 here. F21's second reply is recognised by its ids, see test_hostile; what is there already is
 thrown away with the connection. F26's missing trailer passes if the JSON is whole.
 D, content: F32 to F37 and F40 here and in test_replies; F38 (NaN) is accepted, some servers send it in logprobs; F39
 (lone surrogate) test_replies.
@@ -31,7 +31,6 @@ from __future__ import annotations
 import functools
 import gzip
 import json
-import resource
 import socket
 import subprocess
 import sys
@@ -122,7 +121,7 @@ FAILED = {
     "reset in the body": (Raw([sized(HALF, len(BODY)), 0.02, End.RESET]), APIConnectionError, "connection_failed", None, 2),
     "F22 closed in the body": (Raw([sized(HALF, len(BODY)), End.CLOSE]), APIConnectionError, "incomplete_read", None, 2),
     "F23 more body than declared": (Raw([sized(BODY, len(BODY) - 5), End.KEEP]), InvalidResponseError, "no_json", 200, 2),
-    "F25 cut, no length told": (Raw([OK + b"\r\n" + HALF, End.CLOSE]), InvalidResponseError, "no_json", 200, 2),
+    "F25 cut short, no length given": (Raw([OK + b"\r\n" + HALF, End.CLOSE]), InvalidResponseError, "no_json", 200, 2),
     "F24 cut in a chunk": (Raw([OK + b"Transfer-Encoding: chunked\r\n\r\n40\r\nabc", End.CLOSE]), APIConnectionError, "incomplete_read", None, 2),
     "F24 no last chunk": (Raw([chunked(BODY, end=b""), End.CLOSE]), APIConnectionError, "incomplete_read", None, 2),
     "F24 chunk of no length": (Raw([OK + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\nabc\r\n", End.CLOSE]), APIConnectionError, "incomplete_read", None, 2),
@@ -162,7 +161,7 @@ FAILED = {
 
 @pytest.fixture
 def pool(server):
-    """One worker, one connection, two tries, and a read limit of 0.3 s."""
+    """One worker, one connection, two attempts, and a read limit of 0.3 s."""
     with ChatPool(1, base_url=server.url, max_tries=2, max_wait=0.01, timeout=(1, 0.3)) as pool:
         yield pool
 
@@ -219,7 +218,7 @@ def test_f08_kept_connection_closed_as_it_is_reused(server, fault):
 def test_f09_connection_idle_for_long_is_not_reused(server, pool, monkeypatch):
     """Servers drop idle connections; a new one costs less than a request lost."""
     assert is_well(pool)
-    monkeypatch.setattr("chatpool._http.connections._MAX_IDLE", 0.0)
+    monkeypatch.setattr("chatpool._http.pools._MAX_IDLE", 0.0)
     assert is_well(pool)
     assert server.connections == 4
 
@@ -301,5 +300,6 @@ def test_wire_options(server, pool, monkeypatch):
 
 def test_memory_stays_small():
     """All of the above, bomb and flood included, in less than 400 MB."""
+    resource = pytest.importorskip("resource")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     assert peak < 400

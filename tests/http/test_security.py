@@ -14,7 +14,7 @@ import traceback
 import pytest
 import requests
 
-from chatpool import ChatPool, NotSentError
+from chatpool import ChatPool, ConfigurationError, NotSentError
 from chatpool.testing import FakeChatServer, Reply
 
 KEY = "sk-secret-1234567890abcdef"
@@ -29,21 +29,21 @@ FAULTS = {
 
 def everything_about(error):
     """All that could show a secret: the texts, the fields, causes and contexts, and what they hold, tracebacks with locals."""
-    seen, told, todo = set(), [], [error]
+    seen, shown, todo = set(), [], [error]
     while todo:
         item = todo.pop()
         if id(item) in seen or item is None:
             continue
         seen.add(id(item))
-        told += [str(item), repr(item)]
+        shown += [str(item), repr(item)]
         if isinstance(item, BaseException):
             frames = traceback.TracebackException.from_exception(item, capture_locals=True).stack
-            told += [str(frame.locals) for frame in frames if frame.filename != __file__]  # this test knows the key
+            shown += [str(frame.locals) for frame in frames if frame.filename != __file__]  # this test knows the key
             todo += [item.__cause__, item.__context__, *item.args, *vars(item).values()]
         elif isinstance(item, (requests.PreparedRequest, requests.Response)):
-            told.append(str(item.headers))
+            shown.append(str(item.headers))
             todo.append(getattr(item, "request", None))
-    return "\n".join(told)
+    return "\n".join(shown)
 
 
 @pytest.mark.parametrize("credentials", [{"api_key": KEY}, {"headers": {"api-key": KEY}}], ids=["bearer", "azure"])
@@ -105,7 +105,7 @@ def test_key_does_not_follow_a_redirect(server, status, credentials):
 
 
 class Proxy:
-    """Notes the first bytes of whatever connects, replies if it was told what, and hangs up."""
+    """Notes the first bytes of each connection, sends its reply and hangs up."""
 
     def __init__(self, reply=b""):
         self.reply = reply
@@ -136,7 +136,7 @@ class Proxy:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_loopback_goes_past_the_environments_proxies(server, monkeypatch, host):
-    """A local server's key is nothing for a proxy, which could not reach that server anyway."""
+    """A local server's key must not reach a proxy, which could not reach that server anyway."""
     with Proxy() as proxy:
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, proxy.url)
@@ -170,7 +170,82 @@ def test_a_proxy_that_refuses_the_password_ends_the_map(monkeypatch, scheme):
     assert len(proxy.seen) <= 5
     assert {type(result.error) for result in answers.results} > {NotSentError}
     assert all("407" in str(result.error) for result in answers.results)
+    assert all(f"proxy {proxy.url} refuses this user" in str(result.error) for result in answers.results)
     assert "wrong-password" not in answers.summary()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_that_wants_a_password_and_got_none(monkeypatch, scheme):
+    """The error says that none was given, and where to put it."""
+    with Proxy(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n") as proxy:
+        monkeypatch.setenv(f"{scheme}_proxy", proxy.url)
+        with ChatPool(5, base_url=f"{scheme}://api.example.com/v1") as pool:
+            answers = pool.map(["a"] * 100)
+    assert len(proxy.seen) <= 5
+    message = f"the proxy {proxy.url} asks for a user and a password, and none was given"
+    assert all(message in str(result.error) for result in answers.results)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_that_is_dead(monkeypatch, scheme):
+    """The error names the proxy and its variables, not the server."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        proxy = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        monkeypatch.setenv(f"{scheme}_proxy", proxy.replace("//", "//user:password@"))
+        with ChatPool(1, base_url=f"{scheme}://api.example.com/v1", max_tries=1) as pool:
+            error = pool.map(["a"]).results[0].error
+    assert error.code == "connection_refused"
+    assert f"through the proxy {proxy}" in str(error)
+    assert "HTTPS_PROXY" in str(error)
+    assert "password" not in str(error)
+
+
+def test_a_proxy_whose_name_does_not_exist(monkeypatch):
+    monkeypatch.setenv("https_proxy", "http://no-such-proxy.invalid:3128")
+    monkeypatch.setattr("socket.getaddrinfo", fail_look_up)
+    with ChatPool(1, base_url="https://api.example.com/v1", max_tries=1) as pool:
+        error = pool.map(["a"]).results[0].error
+    assert error.code == "name_not_found"
+    assert "through the proxy http://no-such-proxy.invalid:3128" in str(error)
+
+
+def fail_look_up(*_, **__):
+    raise socket.gaierror(-2, "Name or service not known")
+
+
+def test_a_proxy_that_does_not_tunnel(monkeypatch):
+    with Proxy(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n") as proxy:
+        monkeypatch.setenv("https_proxy", proxy.url)
+        with ChatPool(1, base_url="https://api.example.com/v1", max_tries=1) as pool:
+            error = pool.map(["a"]).results[0].error
+    assert "503" in str(error)
+    assert f"through the proxy {proxy.url}" in str(error)
+
+
+@pytest.mark.parametrize(
+    "proxy", ["htp://proxy:3128", "http//proxy:3128", "http://", "http://proxy:port", "http://[::1"]
+)
+def test_a_proxy_that_is_misspelt(monkeypatch, proxy):
+    """It is refused, without its password, before anything is sent."""
+    monkeypatch.setenv("https_proxy", proxy.replace("//", "//user:password@"))
+    pool = ChatPool(1, base_url="https://api.example.com/v1")
+    with pytest.raises(ConfigurationError, match="fix HTTPS_PROXY") as caught:
+        pool.map(["a"])
+    assert "password" not in str(caught.value)
+
+
+@pytest.mark.parametrize("is_watched", [False, True])
+def test_secret_in_the_query_is_in_no_log(server, caplog, monkeypatch, is_watched):
+    """urllib3 logs the whole path at DEBUG, where it handles a call: while a tool watches it, or for a proxy."""
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setattr("chatpool._http.pools.is_enabled", lambda: not is_watched)
+    url = f"{server.url}?api-version=7&subscription-key={KEY}"
+    with ChatPool(1, base_url=url) as pool:
+        assert pool.map(["a"]) == ["a"]
+    assert server.requests[0].path.endswith(f"subscription-key={KEY}")
+    assert KEY not in caplog.text
+    assert not is_watched or "api-version=7&subscription-key=[redacted]" in caplog.text
 
 
 def test_key_with_white_space_around_it_is_stripped(server):

@@ -1,4 +1,4 @@
-"""No server can hold a call beyond its limits; what is given up is given back."""
+"""No server can hold a call beyond its limits; an aborted call gives everything back."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pytest
 import requests
 import trustme
 
-from chatpool import APIConnectionError, APITimeoutError, ChatPool, DeadlineError, NotSentError
+from chatpool import APITimeoutError, ChatPool, DeadlineError, NotSentError
 from chatpool.testing import FakeChatServer, Reply
 from tests.conftest import chatpool_threads, wait_until
 
 SILENT = ["stall", "stall_midway", "drip", "drip_headers"]
-LIMIT, GRACE = 0.4, 0.2  # seconds: the read limit, and how late a cut may be
+LIMIT, GRACE = 0.4, 0.2  # seconds: the read limit, and how late an abort may be
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def tls_server(authority, tmp_path, monkeypatch):
 @pytest.mark.parametrize("fault", SILENT)
 @pytest.mark.parametrize("kind", ["plain", "tls"])
 def test_read_limit_bounds_the_whole_answer(request, kind, fault):
-    """Silence and drips, in headers and body, plain and over TLS: cut within 0.2 s past the limit."""
+    """Silence and drips, in headers and body, plain and over TLS: aborted within 0.2 s past the limit."""
     server = request.getfixturevalue("server" if kind == "plain" else "tls_server")
     server.script("sick", Reply("x" * 500, fault=fault))
     with ChatPool(2, base_url=server.url, timeout=(2, LIMIT), max_tries=1) as pool:
@@ -56,7 +56,7 @@ def test_read_limit_bounds_the_whole_answer(request, kind, fault):
 
 @pytest.mark.parametrize("own_adapter", [False, True])
 def test_read_limit_holds_in_a_session_of_the_users(server, own_adapter):
-    """Also where the adapter is the user's: its connections are made cuttable."""
+    """Also where the adapter is the user's: its connections are made abortable."""
 
     class Adapter(requests.adapters.HTTPAdapter):
         pass
@@ -102,7 +102,7 @@ def test_deadline_cuts_connecting_too(scheme):
 
 @pytest.mark.parametrize("fault", SILENT)
 def test_deadline_holds_with_every_worker_hanging(server, fault):
-    """To 0.2 s; and at once the pool is fit for the next map, on all of its places."""
+    """To 0.2 s; and at once the pool is fit for the next map, on all of its slots."""
     server.script("sick", Reply("x" * 500, fault=fault))
     with ChatPool(5, base_url=server.url) as pool:
         began = time.monotonic()
@@ -114,8 +114,8 @@ def test_deadline_holds_with_every_worker_hanging(server, fault):
         assert wait_until(lambda: server.open_connections <= 5)
 
 
-def test_look_up_that_hangs_takes_nothing_along(server, monkeypatch):
-    """A name whose look-up hangs holds no map, no place and no worker up; one look-up serves all who wait."""
+def test_look_up_that_hangs_holds_nothing_up(server, monkeypatch):
+    """A name whose look-up hangs holds up no map, slot or worker; one look-up serves all calls that wait for it."""
     real, go_on, asked = socket.getaddrinfo, threading.Event(), []
 
     def look_up(host, *details, **more):
@@ -148,8 +148,8 @@ def test_max_time_holds_with_every_worker_hanging(server):
     assert max(result.elapsed for result in answers.results) < LIMIT + GRACE
 
 
-def test_a_cut_is_a_timeout_whatever_was_read(server):
-    """Cut in the headers, http.client makes an empty 200 of them; it must not pass for a reply."""
+def test_an_abort_is_a_timeout_whatever_was_read(server):
+    """Of headers that were cut short http.client makes an empty 200; it must not pass for a reply."""
     server.script("sick", Reply("x" * 50, fault="drip_headers"))
     with ChatPool(8, base_url=server.url, timeout=(2, LIMIT), max_tries=1) as pool:
         answers = pool.map(["sick"] * 8)
@@ -158,8 +158,8 @@ def test_a_cut_is_a_timeout_whatever_was_read(server):
     }
 
 
-def test_collected_pool_takes_threads_and_connections_along(server):
-    """No close(), no leak: the pool goes when nobody holds it."""
+def test_a_collected_pool_ends_its_threads_and_connections(server):
+    """Without close() nothing leaks: the pool goes when nothing refers to it."""
     pool = ChatPool(5, base_url=server.url)
     pool.map(["a"] * 20)
     assert chatpool_threads()
@@ -167,7 +167,7 @@ def test_collected_pool_takes_threads_and_connections_along(server):
     gc.disable()
     try:
         del pool
-        assert gone() is None  # no circle keeps it
+        assert gone() is None  # no reference cycle keeps it
         assert wait_until(lambda: not chatpool_threads())
         assert wait_until(lambda: server.open_connections == 0)
     finally:
@@ -197,7 +197,7 @@ def test_base_exceptions_of_parse_do_not_kill_a_worker_silently(pool, kind):
 
 
 def test_threads_that_cannot_be_started(server, monkeypatch):
-    """With no thread to be had, the caller does the work; with a few, they do."""
+    """If no thread can be started, the caller does the work; if a few can, they do."""
     start = threading.Thread.start
     left = [0]
 
@@ -214,7 +214,7 @@ def test_threads_that_cannot_be_started(server, monkeypatch):
 
 
 def test_close_ends_calls_that_wait_for_anything(server):
-    """On the wire, in back-off, and in the queue for a place."""
+    """On the wire, in back-off, and in the queue for a slot."""
     server.script("hangs", Reply(fault="stall"))
     server.script("fails", Reply(status=500, headers={"retry-after": "50"}))
     with ChatPool(2, base_url=server.url) as pool:
@@ -224,17 +224,6 @@ def test_close_ends_calls_that_wait_for_anything(server):
         pool.close()
         assert time.monotonic() - began < 0.5
     assert {type(future.result(0).error) for future in futures} == {NotSentError}
-
-
-def test_certificate_that_does_not_verify_stops_the_map(authority):
-    """Tried once, not again; the rest is not sent. verify stays on."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("localhost").configure_cert(context)
-    with FakeChatServer(tls=context) as server, ChatPool(2, base_url=server.url) as pool:
-        answers = pool.map(["a"] * 50)
-        assert server.requests == []
-    assert {type(result.error) for result in answers.results} == {APIConnectionError, NotSentError}
-    assert answers.results[0].error.code == "certificate_verify_failed"
 
 
 def test_custom_ca_bundle_through_a_session(authority, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The servers as fixtures: started on a free port at first use, ended with the tests. Each test module requires its own."""
+"""The servers as fixtures: started on a free port at their first use, ended with the tests."""
 
 from __future__ import annotations
 
@@ -45,20 +45,20 @@ http {{
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where servers write."""
+    """The folder for the servers' files."""
     return tmp_path_factory.mktemp("servers")
 
 
 @pytest.fixture(scope="session")
 def behind() -> Iterator[FakeChatServer]:
-    """What stands behind a gateway. It answers every prompt with itself, so that a mix-up would show."""
+    """The server behind a gateway. It echoes prompts, so a mix-up of answers is detected."""
     with FakeChatServer() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def llama_cpp(folder: Path) -> Iterator[RunningServer]:
-    """llama.cpp's server, with a model called tiny that writes nonsense. Its key is sk-test."""
+    """llama.cpp's server, with a model called tiny that generates nonsense. Its key is sk-test."""
     home = FOLDER / "llama_cpp"
     model = ["--model", str(home / "tiny.gguf"), "--model_alias", "tiny", "--chat_format", "chatml"]
     lean = ["--n_ctx", "2048", "--n_threads", "1", "--verbose", "false"]
@@ -85,7 +85,7 @@ def _question(number: int) -> dict[str, dict[str, str]]:
 
 @pytest.fixture(scope="session")
 def prism(folder: Path) -> Iterator[RunningServer]:
-    """Prism, which answers a valid request with "valid", and refuses any other with 422."""
+    """Prism, which answers a valid request with "valid", and rejects others with 422."""
     home = FOLDER / "prism"
     program = home / "node_modules" / "@stoplight" / "prism-cli" / "dist" / "index.js"
     start = ["node", program, "mock", home / "chat.json", "--errors", "true", "-h", "127.0.0.1", "-p"]
@@ -95,12 +95,12 @@ def prism(folder: Path) -> Iterator[RunningServer]:
 
 @pytest.fixture(scope="session")
 def litellm(folder: Path, behind: FakeChatServer) -> Iterator[RunningServer]:
-    """The LiteLLM proxy; its models stand in litellm.yaml, its keys in litellm_keys.py."""
+    """The LiteLLM proxy; its models are in litellm.yaml, its keys in litellm_keys.py."""
     program = FOLDER / "litellm" / "venv" / "bin" / "litellm"
     start = [program, "--config", SETTINGS / "litellm.yaml", "--host", "127.0.0.1", "--telemetry", "False", "--port"]
     settings = {
         "BEHIND": behind.url,
-        "LITELLM_MASTER_KEY": f"sk-{secrets.token_hex(32)}",  # it does not start without
+        "LITELLM_MASTER_KEY": f"sk-{secrets.token_hex(32)}",  # it does not start without one
         "LITELLM_RATE_LIMIT_WINDOW_SIZE": "2",  # its "minute", in seconds
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # no download of prices
         "PYTHONDONTWRITEBYTECODE": "1",
@@ -111,7 +111,7 @@ def litellm(folder: Path, behind: FakeChatServer) -> Iterator[RunningServer]:
 
 @pytest.fixture(scope="session")
 def forward_proxy(folder: Path) -> Iterator[RunningServer]:
-    """proxy.py, for who says user:secret. It alone knows that chat.test is this machine."""
+    """proxy.py, with the credentials user:secret. Only it resolves chat.test, to this machine."""
     program = FOLDER / "forward_proxy" / "venv" / "bin" / "proxy"
     data = folder / "forward_proxy"
     small = ["--num-workers", "1", "--num-acceptors", "1", "--data-dir", data, "--cache-dir", data / "cache"]
@@ -124,7 +124,7 @@ def forward_proxy(folder: Path) -> Iterator[RunningServer]:
 
 @pytest.fixture
 def make_nginx(tmp_path: Path) -> Iterator[MakeNginx]:
-    """Start nginx with these directives in ``server`` and ``http``; each request is a line in access.log."""
+    """Start nginx with these directives in ``server`` and ``http``; it logs each request in access.log."""
     settings, program = tmp_path / "nginx.conf", find_program("nginx") or ""
     start = [program, "-p", tmp_path, "-c", settings, "-e", "stderr"]
     with contextlib.ExitStack() as stack:

@@ -1,7 +1,7 @@
-"""Run a server for as long as whoever started it lives, however that one ends: ``keeper.py COMMAND…``.
+"""Run a server until the process that started it ends, for whatever reason: ``keeper.py COMMAND…``.
 
-Standard input is a pipe whose other end nobody but the starter holds: it ends with the starter. Then this process group
-is killed, the server and its children with it.
+Only the starting process holds the other end of the pipe that is this process's stdin. At its end, this process kills
+its own process group: the server and its children.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import threading
 
 
 def main() -> None:
-    """Run the command; pass its exit code on."""
+    """Run the command; exit with its exit code."""
     server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
     threading.Thread(target=lambda: os._exit(server.wait() % 256), daemon=True).start()
     sys.stdin.buffer.read()

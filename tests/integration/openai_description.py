@@ -1,7 +1,7 @@
-"""Write OpenAPI for OpenAI's chat call, for Prism: ``openai_description.py FILE``. Run by an environment with openai.
+"""Write an OpenAPI description of OpenAI's chat call, for Prism: ``openai_description.py FILE``. Needs openai.
 
-OpenAI makes its SDK from its description of the API. The description itself is in no package, but the SDK is on PyPI,
-so its types are read here. A field that they do not know is refused, as OpenAI itself does.
+OpenAI generates its SDK from its OpenAPI description. No package contains the description, but the SDK is on PyPI, so
+this reads its types. Unknown fields are rejected, as OpenAI does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _REPLY = {"object": "chat.completion", "choices": [{"index": 0, "message": _MESS
 
 
 def describe() -> dict[str, Any]:
-    """Return the description of the one call, by which every valid request is answered with "valid"."""
+    """Return the description, with "valid" as the answer to every valid request."""
     request = TypeAdapter(CompletionCreateParamsNonStreaming).json_schema(ref_template="#/components/schemas/{model}")
     schemas = close({**request.pop("$defs"), "Request": request})
     call = {
@@ -37,7 +37,7 @@ def describe() -> dict[str, Any]:
 
 
 def close(schema: Any) -> Any:
-    """Allow no properties but those that are told, everywhere within."""
+    """Allow only the named properties, in all nested objects."""
     if isinstance(schema, list):
         return [close(inner) for inner in schema]
     if not isinstance(schema, dict):

@@ -1,4 +1,4 @@
-"""Real servers as processes: started on a free port, waited for, and ended with all their children."""
+"""Runs real servers as processes: starts them on a free port, waits for them, and ends them with all their children."""
 
 from __future__ import annotations
 
@@ -20,44 +20,44 @@ from tests.conftest import wait_until
 
 from .set_up import HERE, is_installed
 
-_PATIENCE = 90.0  # seconds for a server to answer; the slowest needs 10 on an idle machine
-_PARTING = 5.0  # seconds to end when asked to
-_LONGEST_RUN = 120.0  # seconds for a command
-_MOST_PORTS = 3  # a port that was free a moment ago can be somebody else's by now
+_START_TIMEOUT = 90.0  # seconds; the slowest server needs 10 on an idle machine
+_END_TIMEOUT = 5.0  # seconds
+_RUN_TIMEOUT = 120.0  # seconds for a command
+_MAX_PORTS = 3  # another process may have taken a free port in the meantime
 
 Command = Sequence[Union[str, Path]]
 
 
 @dataclass(frozen=True)
 class RunningServer:
-    """A server that answers at ``port`` on the loopback, and writes to ``log``."""
+    """A server on a loopback ``port``, with its output in ``log``."""
 
     port: int
     log: Path
 
     @property
     def url(self) -> str:
-        """Its root, without a path."""
+        """The URL without a path."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def api(self) -> str:
-        """The base URL of its API, as most have it."""
+        """The base URL of the API, for most servers."""
         return f"{self.url}/v1"
 
 
 def require(name: str) -> None:
-    """Skip the test module that calls this if the server is not here, and say how to have it."""
+    """Skip the calling test module if the server is not installed."""
     if not is_installed(name):
-        told = f"{name} is not installed: run python tests/integration/set_up.py {name}"
-        pytest.skip(told, allow_module_level=True)
+        reason = f"{name} is not installed: run python tests/integration/set_up.py {name}"
+        pytest.skip(reason, allow_module_level=True)
 
 
 def chatpool(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command ``chatpool`` in a folder, in this environment alone."""
+    """Run the command ``chatpool`` in a folder, with only these environment variables."""
     command = [sys.executable, "-m", "chatpool", *arguments]
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=_LONGEST_RUN, check=False
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=_RUN_TIMEOUT, check=False
     )
 
 
@@ -65,8 +65,8 @@ def chatpool(folder: Path, *arguments: str, **environment: str) -> subprocess.Co
 def running(
     command: Callable[[int], Command], log: Path, *, cwd: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator[RunningServer]:
-    """Run what ``command`` makes of a port until the block ends."""
-    for _ in range(_MOST_PORTS):
+    """Run the command that ``command`` returns for a port, until the end of the block."""
+    for _ in range(_MAX_PORTS):
         port = _free_port()
         with log.open("wb") as output, _process(command(port), output.fileno(), cwd, environment or {}) as process:
             if _answers(process, port):
@@ -79,7 +79,7 @@ def running(
 def _process(
     command: Command, output: int, cwd: Path, environment: Mapping[str, str]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    # None of the machine's keys, proxies and settings reach a server.
+    # The machine's API keys, proxies and settings are not passed to the server.
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
     process = subprocess.Popen(
         [sys.executable, str(HERE / "keeper.py"), *map(str, command)],
@@ -88,7 +88,7 @@ def _process(
         stderr=subprocess.STDOUT,
         cwd=cwd,
         env={**kept, **environment},
-        start_new_session=True,  # with its children it is one group, which can be ended as a whole
+        start_new_session=True,  # a process group, to end it with its children
     )
     with process:
         try:
@@ -98,21 +98,21 @@ def _process(
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    for how in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):  # none of the group is left
-            os.killpg(process.pid, how)
+    for signal_number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):  # all processes of the group have ended
+            os.killpg(process.pid, signal_number)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_PARTING)
+            process.wait(_END_TIMEOUT)
     process.wait()
 
 
 def _answers(process: subprocess.Popen[bytes], port: int) -> bool:
-    wait_until(lambda: process.poll() is not None or _speaks_http(port), _PATIENCE)
+    wait_until(lambda: process.poll() is not None or _speaks_http(port), _START_TIMEOUT)
     return process.poll() is None and _speaks_http(port)
 
 
 def _speaks_http(port: int) -> bool:
-    """Whether there comes a reply, whatever it says. A port that is open proves little: some open it too early."""
+    """Whether the server replies. An open port is not enough: some servers open it too early."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", "/v1/models")

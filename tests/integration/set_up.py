@@ -1,8 +1,7 @@
-"""Install real servers for the integration suite, each in an environment of its own: ``set_up.py aimock nginx``.
+"""Install real servers for the integration suite, each in its own environment: ``set_up.py aimock nginx``.
 
-They go to ``.servers/`` beside this file, or where the environment variable CHATPOOL_SERVERS says. What is there already
-is left as it is. The versions are those that the suite was seen to pass with. nginx alone comes from Debian, and only
-root can install it.
+Installs to ``.servers/`` beside this file, or to the folder in the environment variable CHATPOOL_SERVERS. Skips
+installed servers. The suite has passed with these versions. nginx comes from Debian, and only root can install it.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ FOLDER = Path(os.environ.get("CHATPOOL_SERVERS") or HERE / ".servers").absolute(
 
 
 class CannotInstall(Exception):
-    """A server cannot be had here; the message is a sentence that says why."""
+    """A server cannot be installed; the message says why."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """What is to be installed: packages of pip, of npm, or of Debian with the program that it brings."""
+    """A server's packages, from PyPI, from npm, or from Debian, with the ``program`` that the last one installs."""
 
     pip: tuple[str, ...] = ()
     npm: tuple[str, ...] = ()
@@ -37,24 +36,24 @@ class Server:
 
     @property
     def pin(self) -> str:
-        """What the marker of a finished installation holds; another pin is installed anew."""
+        """The content of the marker of a finished installation; with another pin, the server is installed again."""
         return " ".join(filter(None, [*self.pip, *self.npm, self.debian]))
 
 
 def find_program(name: str) -> str | None:
-    """Return a program's path; servers often live where only root looks."""
+    """Return a program's path; servers are often on root's path only."""
     return shutil.which(name) or shutil.which(name, path="/usr/local/sbin:/usr/sbin:/sbin")
 
 
 def is_installed(name: str) -> bool:
-    """Whether this server was installed whole, and in the version that is asked for."""
+    """Whether the server is completely installed, in the right version."""
     server, marker = SERVERS[name], FOLDER / name / "installed"
-    is_there = not server.program or find_program(server.program) is not None
-    return is_there and marker.exists() and marker.read_text() == server.pin
+    has_program = not server.program or find_program(server.program) is not None
+    return has_program and marker.exists() and marker.read_text() == server.pin
 
 
 def install(name: str) -> None:
-    """Install one server; raise CannotInstall where that cannot be done."""
+    """Install a server; raise CannotInstall if that fails."""
     server, folder = SERVERS[name], FOLDER / name
     folder.mkdir(parents=True, exist_ok=True)
     if server.debian and find_program(server.program) is None:
@@ -64,7 +63,7 @@ def install(name: str) -> None:
     if server.npm:
         _install_by_npm(server, folder)
     server.finish(folder)
-    (folder / "installed").write_text(server.pin)  # last: what was broken off half-way is begun again
+    (folder / "installed").write_text(server.pin)  # last, so that an incomplete installation starts again
 
 
 def python_of(folder: Path) -> Path:
@@ -73,17 +72,15 @@ def python_of(folder: Path) -> Path:
 
 
 def _need(program: str) -> str:
-    found = find_program(program)
-    if found is None:
-        raise CannotInstall(f"{program} is not on this machine; install it with the system's package manager")
-    return found
+    path = find_program(program)
+    if path is None:
+        raise CannotInstall(f"{program} is not installed; install it with the system's package manager")
+    return path
 
 
 def _install_by_apt(server: Server) -> None:
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        raise CannotInstall(
-            f"{server.program} is not on this machine; have root install it: apt-get install {server.debian}"
-        )
+        raise CannotInstall(f"{server.program} is not installed; run as root: apt-get install {server.debian}")
     _run(["apt-get", "update", "-qq"])
     _run(["apt-get", "install", "-qq", "--yes", "--no-install-recommends", server.debian])
 
@@ -94,7 +91,7 @@ def _install_by_pip(server: Server, folder: Path) -> None:
 
 
 def _install_by_npm(server: Server, folder: Path) -> None:
-    _need("node")  # npm may be there without it
+    _need("node")  # npm may be installed without it
     quiet = ["--no-audit", "--no-fund", "--loglevel=error"]
     _run([_need("npm"), "install", "--prefix", str(folder), "--ignore-scripts", *quiet, *server.npm])
 
@@ -102,7 +99,7 @@ def _install_by_npm(server: Server, folder: Path) -> None:
 def _run(command: list[str], environment: Mapping[str, str] | None = None) -> None:
     done = subprocess.run(command, env={**os.environ, **(environment or {})}, check=False)
     if done.returncode:
-        raise CannotInstall(f"this failed with exit code {done.returncode}: {' '.join(command)}")
+        raise CannotInstall(f"command failed with exit code {done.returncode}: {' '.join(command)}")
 
 
 def _make_model(folder: Path) -> None:
@@ -119,18 +116,18 @@ SERVERS = {
     "litellm": Server(pip=("litellm[proxy]==1.106.2",)),
     "llama_cpp": Server(
         pip=("llama-cpp-python[server]==0.3.36", "gguf==0.19.0"),
-        # Its wheel is compiled here; pictures and downloads are left out.
+        # The wheel is compiled, without images and downloads.
         environment={"CMAKE_ARGS": "-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF -DLLAMA_CURL=OFF"},
         finish=_make_model,
     ),
     "nginx": Server(debian="nginx-light", program="nginx"),
-    # Later ones ask for Node.js 24. OpenAI's SDK brings the description to check against.
+    # Later versions need Node.js 24. OpenAI's SDK is the source of the API's description.
     "prism": Server(npm=("@stoplight/prism-cli@5.14.2",), pip=("openai==2.48.0",), finish=_describe),
 }
 
 
 def main() -> int:
-    """Install what is named; return the exit code."""
+    """Install the named servers; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", metavar="NAME", nargs="+", choices=sorted(SERVERS), help=", ".join(sorted(SERVERS)))
     failed = False

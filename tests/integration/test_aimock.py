@@ -1,4 +1,4 @@
-"""aimock: a server of others' making that plays scripts and chaos, keeps a journal, and answers in chunks."""
+"""aimock: scripted replies, random faults, a journal of requests, chunked replies."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ANSWERS = [f"answer {number:03}" for number in range(500)]
 
 
 def control(server, method, path, body=None):
-    """Ask aimock itself; return what it says and in which headers."""
+    """Send a request to aimock; return the reply's JSON and its headers."""
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)) as connection:
         headers = {"Authorization": "Bearer sk-test", "Content-Type": "application/json"}
         connection.request(method, path, json.dumps(body) if body else None, headers)
@@ -42,7 +42,7 @@ def control(server, method, path, body=None):
 
 @pytest.fixture
 def server(aimock):
-    """The server with an empty journal, and with no chaos afterwards."""
+    """aimock with an empty journal; it stops its faults after the test."""
     control(aimock, "POST", "/__aimock/reset/journal")
     yield aimock
     control(aimock, "DELETE", "/__aimock/chaos")
@@ -54,28 +54,28 @@ def pool(server):
         yield pool
 
 
-def questions_asked(server):
-    """How often the server was asked each question, by its own journal."""
+def count_requests(server):
+    """Return the number of requests for each question, from the server's journal."""
     entries, _ = control(server, "GET", "/__aimock/journal?path=/v1/chat/completions")
     return Counter(entry["body"]["messages"][-1]["content"] for entry in entries)
 
 
 def test_every_question_has_its_own_answer(pool, server):
-    """25 workers: 500 answers in order, each asked once."""
+    """25 workers: 500 answers in order, one request each."""
     assert pool.map(QUESTIONS) == ANSWERS
-    assert questions_asked(server) == Counter(QUESTIONS)
+    assert count_requests(server) == Counter(QUESTIONS)
 
 
-def test_answers_come_in_chunks_and_in_many_scripts(pool, server):
-    """The body has no length beforehand, and is put together byte for byte."""
+def test_answers_are_chunked_and_in_several_scripts(pool, server):
+    """The body has no Content-Length, and its chunks may split a character."""
     body = {"model": "m", "messages": [{"role": "user", "content": "many scripts"}]}
     _, headers = control(server, "POST", "/v1/chat/completions", body)
     assert headers["Transfer-Encoding"] == "chunked"
     assert pool.map(["many scripts"] * 50) == ["café 你好 😀"] * 50
 
 
-def test_a_wrong_key_is_named_and_ends_the_map(server):
-    """A few calls learn of it; the others are not sent."""
+def test_wrong_key_ends_the_map(server):
+    """A few calls fail; the others are not sent."""
     with ChatPool(25, base_url=server.api, api_key="sk-wrong") as pool:
         answers = pool.map(QUESTIONS)
     assert {type(result.error) for result in answers.results} == {AuthenticationError, NotSentError}
@@ -83,18 +83,18 @@ def test_a_wrong_key_is_named_and_ends_the_map(server):
     assert sum(result.attempts for result in answers.results) <= 25
 
 
-def test_a_rate_refusal_and_an_overload_are_sat_out(pool):
-    """A 429 that asks for a second, then a 503, then the answer."""
+def test_rate_limit_and_overload_are_retried(pool):
+    """A 429 with a Retry-After of one second, then a 503, then the answer."""
     (result,) = pool.map(["refused, then overloaded"]).results
     assert (result.text, result.attempts) == ("at last", 3)
     assert result.elapsed >= 1
 
 
-def test_an_exhausted_quota_ends_the_map(pool, server):
-    """It is a 429 with Retry-After, too, but no waiting cures it."""
+def test_exhausted_quota_ends_the_map(pool, server):
+    """It is a 429 with Retry-After too, but waiting does not help."""
     answers = pool.map(["no money"] * 200)
     assert {type(result.error) for result in answers.results} == {QuotaExceededError, NotSentError}
-    assert questions_asked(server)["no money"] <= 25
+    assert count_requests(server)["no money"] <= 25
 
 
 @pytest.mark.parametrize(
@@ -106,18 +106,18 @@ def test_an_exhausted_quota_ends_the_map(pool, server):
         ("disconnected", APIConnectionError, None, 4),
     ],
 )
-def test_what_never_works_is_named_and_the_rest_is_answered(pool, server, prompt, kind, code, tries):
-    """What may pass is tried as often as allowed, what cannot once; no neighbour suffers."""
+def test_failing_prompt_has_an_error_and_the_others_are_answered(pool, server, prompt, kind, code, tries):
+    """A transient error is retried up to the limit, a permanent one is not."""
     answers = pool.map([prompt, *QUESTIONS[:100]])
     assert answers[1:] == ANSWERS[:100]
     error = answers.results[0].error
     assert type(error) is kind
     assert code in (None, error.code)
-    assert questions_asked(server)[prompt] == tries
+    assert count_requests(server)[prompt] == tries
 
 
-def test_no_call_is_lost_to_chaos(server):
-    """Every tenth reply a 500, every tenth broken JSON, every tenth a lost connection: all is answered, and right."""
+def test_random_faults_lose_no_call(server):
+    """10% of 500, of invalid JSON and of lost connections: every prompt gets its own answer."""
     control(server, "POST", "/__aimock/chaos", {"dropRate": 0.1, "malformedRate": 0.1, "disconnectRate": 0.1})
     with ChatPool(25, base_url=server.api, api_key="sk-test", max_tries=20, max_wait=0.2) as pool:
         answers = pool.map(QUESTIONS)
@@ -125,8 +125,8 @@ def test_no_call_is_lost_to_chaos(server):
     assert sum(result.attempts for result in answers.results) > 550
 
 
-def test_no_call_is_lost_to_refusals_at_random(server):
-    """One reply of fifty refuses for a second, whatever the rate: the pool waits each of them out."""
+def test_random_rate_limits_lose_no_call(server):
+    """One reply of fifty is a 429 with a Retry-After of one second, at any rate: the pool waits each time."""
     control(server, "POST", "/__aimock/chaos", {"rateLimitRate": 0.02})
     with ChatPool(25, base_url=server.api, api_key="sk-test") as pool:
         answers = pool.map(QUESTIONS[:100])
@@ -138,22 +138,22 @@ def run(folder, server, *options):
     return chatpool(folder, "run", "prompts.txt", *options, OPENAI_API_KEY="sk-test")
 
 
-def test_the_command_goes_on_from_where_it_was_stopped(server, tmp_path):
-    """The first run may send 200 requests, the second sends the rest: in all, each question was asked once."""
+def test_command_resumes_an_incomplete_run(server, tmp_path):
+    """The first run may send 200 requests, the second one sends the rest: one request for each question."""
     (tmp_path / "prompts.txt").write_text("\n".join(QUESTIONS))
     first = run(tmp_path, server, "--max-requests", "200")
     assert first.returncode == 1, first.stderr
-    assert sum(questions_asked(server).values()) == 200
+    assert sum(count_requests(server).values()) == 200
     second = run(tmp_path, server)
     assert second.returncode == 0, second.stderr
-    assert questions_asked(server) == Counter(QUESTIONS)
+    assert count_requests(server) == Counter(QUESTIONS)
     lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     texts = [line["response"]["body"]["choices"][0]["message"]["content"] for line in lines if line["response"]]
     assert sorted(texts) == ANSWERS
 
 
-def test_a_killed_run_pays_for_nothing_twice(server, tmp_path):
-    """kill -9 in the middle: what the journal holds is not asked again."""
+def test_killed_run_pays_for_no_answer_twice(server, tmp_path):
+    """kill -9 in the middle: prompts with an answer in the journal are not sent again."""
     control(server, "POST", "/__aimock/chaos", {"latencyMs": 50})
     journal = tmp_path / "answers.jsonl"
     script = "import sys; from chatpool import ChatPool; ChatPool(5).map(sys.argv[2:], journal=sys.argv[1])"
@@ -162,10 +162,10 @@ def test_a_killed_run_pays_for_nothing_twice(server, tmp_path):
         assert wait_until(lambda: journal.exists() and journal.read_bytes().count(b"\n") >= 50, 60)
         process.kill()
     control(server, "DELETE", "/__aimock/chaos")
-    known = journal.read_bytes().count(b"\n")
+    cached = journal.read_bytes().count(b"\n")
     control(server, "POST", "/__aimock/reset/journal")
     with ChatPool(25, base_url=server.api, api_key="sk-test") as pool:
         answers = pool.map(QUESTIONS, journal=journal)
     assert answers == ANSWERS
-    assert len(answers.resumed) == known < 500
-    assert sum(questions_asked(server).values()) == 500 - known
+    assert len(answers.resumed) == cached < 500
+    assert sum(count_requests(server).values()) == 500 - cached

@@ -1,4 +1,4 @@
-"""A forward proxy that the environment names. Its chat.test is known to nobody else, so what is answered went through it."""
+"""A forward proxy from the environment. Only it resolves chat.test, so every answer came through it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def authority():
 
 @pytest.fixture(params=["http", "https"])
 def server(request, authority, tmp_path, monkeypatch):
-    """A server at chat.test, whose authority the environment names."""
+    """A server for chat.test; with https, the environment names its certificate authority."""
     tls = None
     if request.param == "https":
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -43,7 +43,7 @@ def server(request, authority, tmp_path, monkeypatch):
 
 @pytest.fixture
 def use_proxy(forward_proxy, monkeypatch):
-    """Name the proxy in the environment."""
+    """Set the environment variables for the proxy."""
 
     def use(credentials="user:secret@", port=forward_proxy.port):
         for name in ("HTTP_PROXY", "HTTPS_PROXY"):
@@ -53,7 +53,7 @@ def use_proxy(forward_proxy, monkeypatch):
 
 
 def test_every_prompt_has_its_own_answer(server, use_proxy):
-    """25 workers: in order, each asked once."""
+    """25 workers: in order, one request each."""
     use_proxy()
     with ChatPool(25, base_url=url_of(server)) as pool:
         assert pool.map(PROMPTS) == PROMPTS
@@ -62,14 +62,14 @@ def test_every_prompt_has_its_own_answer(server, use_proxy):
 
 
 def test_without_the_proxy_the_server_is_unknown(server):
-    """So that the test before can fail."""
+    """This shows that the test above can fail."""
     with ChatPool(1, base_url=url_of(server), max_tries=1) as pool:
         assert type(pool.map(["a"]).failures[0].error) in (APIConnectionError, APITimeoutError)
     assert server.requests == []
 
 
 def test_no_proxy_is_obeyed(server, use_proxy, monkeypatch):
-    """What NO_PROXY names is looked for directly."""
+    """Hosts in NO_PROXY are resolved directly."""
     use_proxy()
     monkeypatch.setenv("NO_PROXY", "other.test,chat.test")
     with ChatPool(1, base_url=url_of(server), max_tries=1) as pool:
@@ -77,15 +77,15 @@ def test_no_proxy_is_obeyed(server, use_proxy, monkeypatch):
     assert server.requests == []
 
 
-def test_a_server_on_this_machine_is_reached_past_the_proxy(use_proxy):
-    """Whatever the environment says: nothing listens on port 1."""
+def test_loopback_server_bypasses_the_proxy(use_proxy):
+    """No proxy listens on port 1."""
     use_proxy(port=1)
     with FakeChatServer() as server, ChatPool(5, base_url=server.url) as pool:
         assert pool.map(PROMPTS) == PROMPTS
 
 
-def test_a_wrong_password_of_the_proxys_is_named_and_ends_the_map(server, use_proxy):
-    """407: no prompt arrives, nothing is tried again, and most are not even sent."""
+def test_wrong_proxy_password_ends_the_map(server, use_proxy):
+    """407: no prompt arrives, no call is retried, and most are not sent."""
     use_proxy("user:wrong@")
     with ChatPool(25, base_url=url_of(server)) as pool:
         answers = pool.map(PROMPTS)
@@ -96,8 +96,8 @@ def test_a_wrong_password_of_the_proxys_is_named_and_ends_the_map(server, use_pr
     assert server.requests == []
 
 
-def test_a_proxy_that_is_not_there_is_named(server, use_proxy):
-    """Nothing listens on port 1."""
+def test_unreachable_proxy_is_a_connection_error(server, use_proxy):
+    """No proxy listens on port 1."""
     use_proxy(port=1)
     with ChatPool(1, base_url=url_of(server), max_tries=2, max_wait=0.1) as pool:
         (result,) = pool.map(["a"]).results
@@ -106,7 +106,7 @@ def test_a_proxy_that_is_not_there_is_named(server, use_proxy):
 
 
 def test_faults_behind_the_proxy_lose_no_call(server, use_proxy):
-    """Errors, connections cut in mid-answer and limits pass through it, and are tried again."""
+    """Errors, connections lost in the middle of an answer and rate limits are retried."""
     use_proxy()
     faults = [Reply(status=500), Reply(fault="close"), Reply(fault="truncate"), Reply(fault="reset_midway")]
     limit = Reply(status=429, headers={"retry-after": "1"})
@@ -116,16 +116,16 @@ def test_faults_behind_the_proxy_lose_no_call(server, use_proxy):
         assert pool.map(PROMPTS) == PROMPTS
 
 
-def test_a_stall_behind_the_proxy_is_cut(server, use_proxy):
-    """The time limit for an answer holds through it."""
+def test_stalled_call_behind_the_proxy_times_out(server, use_proxy):
+    """The time limit of an answer applies."""
     use_proxy()
     server.script("a", Reply(fault="stall_midway"), Reply())
     with ChatPool(25, base_url=url_of(server), timeout=(5, 1), max_wait=0.1) as pool:
         assert pool.map(["a", *PROMPTS]) == ["a", *PROMPTS]
 
 
-def test_the_command_goes_through_it(server, use_proxy, tmp_path):
-    """And a second run asks for nothing again."""
+def test_command_uses_the_proxy(server, use_proxy, tmp_path):
+    """A second run sends nothing."""
     use_proxy()
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
     for _ in range(2):

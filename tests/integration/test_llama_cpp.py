@@ -1,4 +1,4 @@
-"""llama.cpp's Python server: real inference, and a server that closes what is idle for 5 seconds."""
+"""llama.cpp's Python server: real inference, and connections that are closed after 5 idle seconds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .servers import chatpool, require
 
 require("llama_cpp")
 
-PROMPTS = [" the" * length for length in range(25)]  # each of another length, which the server counts
+PROMPTS = [" the" * length for length in range(25)]  # all of different lengths, in tokens
 
 
 @pytest.fixture
@@ -36,25 +36,25 @@ def make_pool(llama_cpp):
 
 
 def lengths(answers):
-    """How long each prompt was by the server's count, which tells whose answer it is."""
+    """Return the length of each prompt as counted by the server, which identifies the answer."""
     return [result.usage.prompt_tokens for result in answers.results]
 
 
 def test_every_prompt_has_its_own_answer(make_pool):
-    """25 workers at once get for each prompt what one alone gets."""
+    """25 workers get the same answers as one worker."""
     with make_pool(1) as pool:
-        known = lengths(pool.map(PROMPTS))
-    assert len(set(known)) == len(PROMPTS)
+        expected = lengths(pool.map(PROMPTS))
+    assert len(set(expected)) == len(PROMPTS)
     with make_pool() as pool:
         answers = pool.map(PROMPTS * 20)
     assert answers.failures == []
-    assert lengths(answers) == known * 20
+    assert lengths(answers) == expected * 20
     assert {result.finish_reason for result in answers.results} == {"length"}
     assert "truncated answers: 500" in answers.summary()
 
 
-def test_a_wrong_key_is_named_and_ends_the_map(make_pool):
-    """Its 401 holds no error object, only a "detail"."""
+def test_wrong_key_ends_the_map(make_pool):
+    """The 401 has no error object, only a "detail"."""
     with make_pool(key="sk-wrong") as pool:
         answers = pool.map(PROMPTS * 4)
     assert {type(result.error) for result in answers.results} == {AuthenticationError, NotSentError}
@@ -63,23 +63,23 @@ def test_a_wrong_key_is_named_and_ends_the_map(make_pool):
 
 
 @pytest.mark.parametrize(
-    ("sick", "kind", "tries"),
+    ("failing", "kind", "tries"),
     [
-        ({"messages": "no list"}, InternalServerError, 3),  # the server calls its own refusal an error of its own
+        ({"messages": "not a list"}, InternalServerError, 3),  # the server replies with a 500 in place of a 400
         ([{"role": "wizard", "content": "a"}], InternalServerError, 3),
         ("the " * 4000, BadRequestError, 1),  # longer than the model's context
     ],
 )
-def test_what_never_works_is_named_and_the_rest_is_answered(make_pool, sick, kind, tries):
+def test_failing_prompt_has_an_error_and_the_others_are_answered(make_pool, failing, kind, tries):
     with make_pool(max_tries=3, max_wait=0.1) as pool:
-        answers = pool.map([sick, *PROMPTS])
+        answers = pool.map([failing, *PROMPTS])
     assert [result.index for result in answers.failures] == [0]
     error = answers.results[0].error
     assert (type(error), error.attempts) == (kind, tries)
 
 
-def test_connections_that_died_of_idleness_are_replaced(make_pool, llama_cpp):
-    """The server closes them after 5 seconds. A plain one, used last, tells when; then all is asked once, and answered."""
+def test_connections_closed_while_idle_are_replaced(make_pool, llama_cpp):
+    """After 5 seconds. Once a plain connection that was used last is closed, all prompts are sent, once each."""
     with make_pool() as pool, contextlib.closing(http.client.HTTPConnection("127.0.0.1", llama_cpp.port)) as plain:
         pool.map(PROMPTS * 4)
         plain.request("GET", "/v1/models", headers={"Authorization": "Bearer sk-test"})
@@ -91,8 +91,8 @@ def test_connections_that_died_of_idleness_are_replaced(make_pool, llama_cpp):
     assert {result.attempts for result in answers.results} == {1}
 
 
-def test_a_deadline_holds_against_real_inference(make_pool):
-    """A thousand tokens each do not fit into a second: the map is back in time, the server in use again after it."""
+def test_deadline_cancels_real_inference(make_pool):
+    """A thousand tokens take more than a second: the map returns in time, and the server works afterwards."""
     with make_pool(params={"max_tokens": 1000}) as pool:
         began = time.monotonic()
         answers = pool.map(PROMPTS, deadline=1)
@@ -101,11 +101,11 @@ def test_a_deadline_holds_against_real_inference(make_pool):
         assert pool.map(PROMPTS, params={"max_tokens": 1}).failures == []
 
 
-def test_the_command_is_answered(llama_cpp, tmp_path):
-    """And a second run asks for nothing again."""
+def test_command_gets_answers(llama_cpp, tmp_path):
+    """A second run sends nothing."""
     (tmp_path / "prompts.txt").write_text("\n".join(f"prompt {number}" for number in range(100)))
     keys = {"OPENAI_API_KEY": "sk-test", "OPENAI_BASE_URL": llama_cpp.api}
-    for told in ("100 answered, 0 failed", "requests: 0"):
+    for line in ("100 answered, 0 failed", "requests: 0"):
         done = chatpool(tmp_path, "run", "prompts.txt", "-o", "answers.jsonl", "--param", "max_tokens=4", **keys)
         assert done.returncode == 0, done.stderr
-        assert told in done.stderr
+        assert line in done.stderr

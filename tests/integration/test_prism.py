@@ -1,4 +1,4 @@
-"""Prism: whatever the client can send is valid by OpenAI's own types, and what is not is seen to be refused."""
+"""Prism: every request is valid according to OpenAI's types; invalid ones are rejected."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ VALID = {
         {"role": "tool", "tool_call_id": "call_1", "content": "Po"},
     ],
     "dict": {"messages": [USER]},
-    "dict with fields of its own": {"messages": [USER], "model": "gpt-4o", "temperature": 1, "n": 1, "stop": ["."]},
+    "dict with other fields": {"messages": [USER], "model": "gpt-4o", "temperature": 1, "n": 1, "stop": ["."]},
     "JSON object": {"messages": [USER], "response_format": {"type": "json_object"}},
     "JSON schema": {"messages": [USER], "response_format": {"type": "json_schema", "json_schema": SCHEMA}},
 }
 INVALID = {
-    "a role that is none": [{"role": "wizard", "content": "Name a river."}],
+    "an invalid role": [{"role": "wizard", "content": "Name a river."}],
     "no content": [{"role": "user"}],
-    "messages that are no list": {"messages": "Name a river."},
-    "a number that is none": {"messages": [USER], "temperature": "hot"},
-    "a field that is none": {"messages": [USER], "temprature": 1},
-    "a format that is none": {"messages": [USER], "response_format": {"type": "json"}},
+    "messages that are not a list": {"messages": "Name a river."},
+    "an invalid number": {"messages": [USER], "temperature": "hot"},
+    "an unknown field": {"messages": [USER], "temprature": 1},
+    "an unknown format": {"messages": [USER], "response_format": {"type": "json"}},
 }
 
 
@@ -51,20 +51,20 @@ def pool(prism):
 
 
 @pytest.mark.parametrize("name", VALID)
-def test_what_the_client_makes_of_a_prompt_is_valid(pool, name):
+def test_request_is_valid(pool, name):
     assert pool.map([VALID[name]]) == ["valid"]
 
 
 @pytest.mark.parametrize("name", INVALID)
-def test_what_is_invalid_is_refused(pool, name):
-    """So that the test before can fail; and it is refused once, not tried again."""
+def test_invalid_request_is_rejected(pool, name):
+    """This shows that the test above can fail. There is no retry."""
     (result,) = pool.map([INVALID[name]]).results
     assert type(result.error) is BadRequestError
     assert (result.error.status_code, result.attempts) == (422, 1)
 
 
-def test_settings_are_valid_and_refused_likewise(prism):
-    """System message, model and params reach the body as OpenAI wants them."""
+def test_settings_are_validated_too(prism):
+    """System message, model and params are in the body as OpenAI requires."""
     params = {
         "temperature": 0,
         "max_completion_tokens": 50,
@@ -79,21 +79,20 @@ def test_settings_are_valid_and_refused_likewise(prism):
         assert pool.map(["a"]) == [None]
 
 
-def test_a_key_is_wanted(prism):
-    """Without one, the failure says so."""
+def test_missing_key_is_an_authentication_error(prism):
     with ChatPool(2, base_url=prism.url) as pool:
         assert {type(result.error) for result in pool.map(["a"]).results} == {AuthenticationError}
 
 
-def test_25_workers_send_nothing_garbled(pool):
-    """Each of 1,000 requests on kept connections is whole and valid, and sent once."""
+def test_25_workers_send_valid_requests(pool):
+    """1,000 requests on reused connections are complete and valid, and sent once."""
     answers = pool.map([f"question {number} {'x' * number}" for number in range(1000)])
     assert answers == ["valid"] * 1000
     assert {result.attempts for result in answers.results} == {1}
 
 
-def test_what_the_command_sends_is_valid(prism, tmp_path):
-    """Of prompts as text, as messages, and as lines of the Batch API."""
+def test_requests_of_the_command_are_valid(prism, tmp_path):
+    """From text prompts, messages, and lines of the Batch API."""
     body = {"model": "gpt-4o", "messages": [USER], "max_tokens": 5}
     lines = [{"custom_id": str(n), "method": "POST", "url": "/v1/chat/completions", "body": body} for n in range(50)]
     files = {"batch.jsonl": lines, "prompts.jsonl": ["a", "b"], "messages.jsonl": [{"messages": [USER]}]}

@@ -1,7 +1,7 @@
-"""Write a language model of 0.5 MB with random weights: ``tiny_model.py FILE``. Run by llama.cpp's environment.
+"""Write a language model of 0.5 MB with random weights: ``tiny_model.py FILE``. Needs gguf.
 
-It is a whole llama as far as llama.cpp can tell, so that what is tested is a real server at real inference. What it
-writes is nonsense, but the same nonsense each time.
+llama.cpp loads it as a complete Llama model, so the tests run against real inference. It generates nonsense, always the
+same.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def weights(*shape: int, spread: float = 0.15) -> Any:
 
 
 def describe(writer: gguf.GGUFWriter) -> None:
-    """Say what the model is."""
+    """Add the model's parameters."""
     writer.add_context_length(CONTEXT)
     writer.add_embedding_length(WIDTH)
     writer.add_block_count(LAYERS)
@@ -41,7 +41,7 @@ def describe(writer: gguf.GGUFWriter) -> None:
 
 
 def add_vocabulary(writer: gguf.GGUFWriter) -> None:
-    """Words and letters; whatever else a prompt holds goes byte by byte."""
+    """Add words and letters; the tokens of other characters are their bytes."""
     kinds = gguf.TokenType
     writer.add_tokenizer_model("llama")
     writer.add_token_list(TOKENS)
@@ -55,7 +55,7 @@ def add_vocabulary(writer: gguf.GGUFWriter) -> None:
 
 
 def add_layer(writer: gguf.GGUFWriter, layer: str) -> None:
-    """Attention and feed-forward of one layer."""
+    """Add the attention and feed-forward weights of a layer."""
     for name in ("attn_norm", "ffn_norm"):
         writer.add_tensor(f"{layer}.{name}.weight", np.ones(WIDTH, np.float32))
     for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
@@ -74,7 +74,7 @@ def main(path: str) -> None:
         add_layer(writer, f"blk.{number}")
     writer.add_tensor("output_norm.weight", np.ones(WIDTH, np.float32))
     output = weights(len(TOKENS), WIDTH, spread=1.0)
-    output[: len(SPECIAL) + len(BYTES)] = 0  # neither lone bytes, which are no text, nor an early end
+    output[: len(SPECIAL) + len(BYTES)] = 0  # never generate single bytes, which are not valid text, or an early end
     writer.add_tensor("output.weight", output)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -15,24 +15,24 @@ BEGIN, END = "<!-- tables of words: begin -->\n", "<!-- tables of words: end -->
 
 REASONS = {
     dialects.STOP: "an answer",
-    dialects.LENGTH: "cut at the token limit",
-    dialects.FILTER: "withheld: not again",
-    dialects.BROKEN_OFF: "broken off: again",
+    dialects.LENGTH: "truncated",
+    dialects.FILTER: "filtered: not retried",
+    dialects.BROKEN_OFF: "incomplete: retried",
 }
 CODES = {
-    dialects.SPENT: "spent: the map ends",
-    dialects.IN_FLIGHT: "a rate limit",
-    dialects.MODEL_FAILED: "a bad answer: again",
-    dialects.TOO_LARGE: "the prompt is too large: not again",
-    dialects.FILTERED: "withheld: not again",
-    dialects.BAD_KEY: "a wrong key: the map ends",
-    dialects.RATE: "a rate limit",
+    dialects.SPENT: "spent: the run ends",
+    dialects.IN_FLIGHT: "rate limit",
+    dialects.MODEL_FAILED: "a bad answer: retried",
+    dialects.TOO_LARGE: "too large: not retried",
+    dialects.FILTERED: "filtered: not retried",
+    dialects.BAD_KEY: "invalid key: the run ends",
+    dialects.RATE: "rate limit",
     dialects.OVERLOADED: "overload",
-    dialects.NO_PERMISSION: "as a 403",
-    dialects.NOT_FOUND: "as a 404",
-    dialects.TIMEOUT: "as a 504",
-    dialects.SERVER: "as a 500",
-    dialects.BAD_REQUEST: "as a 400",
+    dialects.NO_PERMISSION: "as 403",
+    dialects.NOT_FOUND: "as 404",
+    dialects.TIMEOUT: "as 504",
+    dialects.SERVER: "as 500",
+    dialects.BAD_REQUEST: "as 400",
 }
 UNITS = {0.001: "milliseconds", 1.0: "seconds"}
 
@@ -43,19 +43,19 @@ def tables() -> str:
     """Return all of them, each under its heading."""
     return "\n".join(
         [
-            table("Finish reasons", "test_finish_reasons.py", reason_rows()),
-            table("Statuses", "test_judgement.py", status_rows()),
-            table("Codes and types", "test_failed.py", code_rows()),
-            table("Words of an error inside a 200 that has no code", "test_failed.py", word_rows()),
-            table("Delays", "test_waits.py", delay_rows()),
+            table("Finish reasons", reason_rows()),
+            table("Statuses", status_rows()),
+            table("Codes and types", code_rows()),
+            table("Words of an error in a 2xx that has no code", word_rows()),
+            table("Delays", delay_rows()),
         ]
     )
 
 
-def table(title: str, test: str, rows: list[Row]) -> str:
-    """Return a heading and a table. Every row names the test that shows it."""
-    head = [f"### {title}", "", "| what the server says | what it means | seen at | shown by |", "|---|---|---|---|"]
-    return "\n".join([*head, *(f"| {says} | {means} | {where} | `{test}` |" for says, means, where in rows), ""])
+def table(title: str, rows: list[Row]) -> str:
+    """Return a heading and a table."""
+    head = [f"### {title}", "", "| the server says | meaning | seen at |", "|---|---|---|"]
+    return "\n".join([*head, *(f"| {says} | {means} | {where} |" for says, means, where in rows), ""])
 
 
 def reason_rows() -> list[Row]:
@@ -63,9 +63,9 @@ def reason_rows() -> list[Row]:
 
 
 def status_rows() -> list[Row]:
-    again = [(f"{status}, {name}", "again", where) for status, name, where in dialects.TRANSIENT_STATUSES]
+    again = [(f"{status}, {name}", "retried", where) for status, name, where in dialects.TRANSIENT_STATUSES]
     overload = [(f"{status}, {name}", "overload", where) for status, name, where in dialects.OVERLOAD_STATUSES]
-    return [*again, ("500 and above", "again", "everybody"), *overload]
+    return [*again, ("500 and above", "retried", "all"), *overload]
 
 
 def code_rows() -> list[Row]:

@@ -1,4 +1,4 @@
-"""The protocol as `responses` sees it: calls pass HTTPAdapter.send, so mocks and tracers see every one."""
+"""The protocol, tested with `responses`: every call passes HTTPAdapter.send, so mocks and tracers see it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def pool():
 
 
 @responses.activate
-def test_request_is_what_the_protocol_asks_for(pool):
+def test_request_follows_the_protocol(pool):
     responses.post(CHAT, json=completion())
     assert pool.map(["a"], params={"temperature": 0}) == ["hi"]
     request = responses.calls[0].request
@@ -46,7 +46,7 @@ def test_request_is_what_the_protocol_asks_for(pool):
 
 
 @responses.activate
-def test_result_holds_what_the_server_told(pool):
+def test_result_has_the_fields_of_the_reply(pool):
     responses.post(CHAT, json=completion("hi", id="c1"), headers={"x-request-id": "req_9"})
     answers = pool.map(["a"])
     result = answers.results[0]
@@ -58,7 +58,7 @@ def test_result_holds_what_the_server_told(pool):
 
 
 @responses.activate
-def test_retry_after_is_obeyed_on_the_way_to_an_answer(pool):
+def test_rate_limit_and_overload_are_retried(pool):
     """A 429, a 503, then the answer: three requests."""
     responses.post(CHAT, status=429, headers={"retry-after-ms": "5"}, json={"error": {"code": "rate_limit_exceeded"}})
     responses.post(CHAT, status=503, body="busy")
@@ -69,14 +69,14 @@ def test_retry_after_is_obeyed_on_the_way_to_an_answer(pool):
 
 
 @responses.activate
-def test_connection_errors_are_tried_again(pool):
+def test_connection_errors_are_retried(pool):
     responses.post(CHAT, body=requests.ConnectionError("reset"))
     responses.post(CHAT, json=completion())
     assert pool.map(["a"]) == ["hi"]
 
 
 @responses.activate
-def test_user_agent_of_an_own_session_is_kept():
+def test_user_agent_of_the_users_session_is_kept():
     responses.post(CHAT, json=completion())
     session = requests.Session()
     session.headers["User-Agent"] = "mine"
@@ -89,7 +89,7 @@ def test_user_agent_of_an_own_session_is_kept():
 
 @responses.activate
 def test_cookies_are_not_kept(pool):
-    """A jar that fills up slows every call, and no chat API needs one."""
+    """A growing cookie jar slows every call, and no chat API needs one."""
     responses.post(CHAT, json=completion(), headers={"Set-Cookie": "a=b"})
     pool.map(["a", "b"])
     pool.map(["c"])
@@ -97,8 +97,8 @@ def test_cookies_are_not_kept(pool):
 
 
 @responses.activate
-def test_logs_tell_retries_and_failures_and_no_secret(pool, caplog):
-    """INFO for a retry, WARNING for a failure; neither prompt nor key, also where the server echoes them."""
+def test_log_has_retries_and_failures_and_no_secret(pool, caplog):
+    """INFO for a retry, WARNING for a failure; neither prompt nor key, even if the server echoes them."""
     caplog.set_level(logging.DEBUG)
     echo = {"error": {"message": f"bad prompt: private, key {KEY}", "code": "bad"}}
     responses.post(CHAT, status=500, json=echo)
@@ -114,7 +114,7 @@ def test_logs_tell_retries_and_failures_and_no_secret(pool, caplog):
     assert KEY not in f"{error} {error!r} {error.body} {error.__dict__}"
 
 
-def test_address_that_requests_refuses_is_a_configuration_error():
+def test_base_url_that_requests_rejects_is_a_configuration_error():
     with pytest.raises(ConfigurationError, match="base_url or headers cannot be used"):
         ChatPool(base_url="http://.example.com/v1").map(["a"])
 

@@ -29,14 +29,14 @@ def test_str_becomes_a_user_message():
 
 
 def test_system_goes_before_a_str_only():
-    """A list or dict of the user's own brings its own system message."""
+    """A list or a dict has its own system message."""
     assert body("hi", system="be brief")["messages"][0] == {"role": "system", "content": "be brief"}
     assert body(MESSAGES, system="be brief")["messages"] == MESSAGES
     assert body({"messages": MESSAGES}, system="be brief")["messages"] == MESSAGES
 
 
 def test_prompt_overrides_params_override_the_model():
-    """The nearer to the prompt, the stronger."""
+    """In this order."""
     params = {"temperature": 0, "model": "p", "n": 1}
     assert body({"messages": MESSAGES, "temperature": 1}, params=params) == {
         "model": "p", "temperature": 1, "n": 1, "messages": MESSAGES,
@@ -44,7 +44,7 @@ def test_prompt_overrides_params_override_the_model():
 
 
 @pytest.mark.parametrize(
-    ("prompt", "told"),
+    ("prompt", "message"),
     [
         (
             None,
@@ -60,26 +60,26 @@ def test_prompt_overrides_params_override_the_model():
         ([{"role": "user", "content": {1, 2}}], "prompt 7 cannot be sent as JSON"),
     ],
 )
-def test_what_is_no_prompt_is_a_type_error_with_its_index(prompt, told):
+def test_invalid_prompt_is_a_type_error_with_its_index(prompt, message):
     with pytest.raises(TypeError, match="prompt 7") as caught:
         check_prompt(prompt, 7)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_nan_in_a_prompt_is_a_value_error():
-    """NaN is no JSON, and servers refuse it in words nobody understands."""
+    """NaN is not valid JSON, and servers reject it with obscure messages."""
     with pytest.raises(ValueError, match="prompt 7 cannot be sent as JSON"):
         check_prompt({"messages": MESSAGES, "temperature": float("nan")}, 7)
 
 
 @pytest.mark.parametrize("prompts", ["one prompt", b"bytes", {"messages": MESSAGES}, MESSAGES[0]])
-def test_one_prompt_in_place_of_many(prompts):
-    """Iterating over a lone str would send its letters."""
+def test_single_prompt_is_not_a_series(prompts):
+    """Iterating over a str would send its letters."""
     with pytest.raises(TypeError, match="not a series of prompts"):
         check_prompts(prompts)
 
 
-def test_dict_of_prompts_in_place_of_a_series():
+def test_dict_of_prompts_is_not_a_series():
     """Iterating over it would send its keys."""
     with pytest.raises(
         TypeError, match=r"prompts is a dict; pass a series of prompts, such as list\(prompts.values\(\)\)"
@@ -87,8 +87,8 @@ def test_dict_of_prompts_in_place_of_a_series():
         check_prompts({"Peru": "Name a river.", "Chad": "Name a river."})
 
 
-def test_table_in_place_of_a_column():
-    """Iterating over pandas' would send the names of its columns."""
+def test_data_frame_is_not_a_series():
+    """Iterating over it would send the names of its columns."""
 
     class DataFrame:
         columns = ("prompt",)
@@ -102,8 +102,8 @@ def test_table_in_place_of_a_column():
         check_prompts(DataFrame())
 
 
-def test_lone_surrogates_and_other_scripts_survive():
-    """Everything a str can hold arrives, escaped."""
+def test_every_character_can_be_sent():
+    """Lone surrogates and other scripts are escaped."""
     text = "naïve 日本 \ud800 😀"
     assert json.loads(encode(text, "x")) == text
 

@@ -1,4 +1,4 @@
-"""Answers: a list with a memory, and a summary that says why."""
+"""Answers: a list with results, and a summary."""
 
 from __future__ import annotations
 
@@ -44,15 +44,22 @@ def test_failures_and_usage():
     assert Usage(1, 2, 3) + Usage(1, 1, 2) == Usage(2, 3, 5)
 
 
-def test_summary_says_it_all_in_a_few_lines():
+def test_summary():
     assert ANSWERS.summary().splitlines() == [
         "4 prompts: 2 answered, 2 failed in 2.0 s (60 answers a minute)",
         "  2 × InternalServerError 503 busy, e.g. prompt 1: 503: busy (request id r)",
         "requests: 8, of them 4 retries; truncated answers: 1",
-        "tokens: 2 in, 4 out, 6 in all",
+        "tokens: 2 in, 4 out, 6 total",
         "seconds an answer: median 1.00, 95th percentile 1.00",
-        "held back by: max_workers=2 (waits of all calls together: back-off after failures 1.5 s)",
+        "bottleneck: max_workers=2 (time spent waiting, summed over calls: back-off after failures 1.5 s)",
     ]
+
+
+def test_summary_uses_the_singular_for_one():
+    summary = Answers([good(0, attempts=2)], resumed=[]).summary()
+    assert "1 prompt: 1 answered, 0 failed" in summary
+    assert "requests: 2, of them 1 retry;" in summary
+    assert "1 of them was in the journal already" in Answers([good(0)], resumed=[0]).summary()
 
 
 def test_summary_of_nothing():
@@ -60,9 +67,18 @@ def test_summary_of_nothing():
     assert "none was answered" in Answers([]).summary()
 
 
-def test_summary_cuts_long_messages():
-    told = Answers([bad(0, InternalServerError("x" * 1000 + "\nsecond line"))]).summary()
-    assert max(len(line) for line in told.splitlines()) < 250
+def test_summary_truncates_long_messages():
+    summary = Answers([bad(0, InternalServerError("x" * 1000 + "\nsecond line"))]).summary()
+    assert max(len(line) for line in summary.splitlines()) < 250
+
+
+def test_summary_escapes_control_characters():
+    """It is printed to terminals, and a server or a journal chose the message."""
+    error = InternalServerError("\x1b[2Jbad \u202e", code="\x9b", request_id="\x07")
+    assert (
+        r"InternalServerError \x9b, e.g. prompt 0: \x1b[2Jbad \u202e (request id \x07)"
+        in Answers([bad(0, error)]).summary()
+    )
 
 
 def test_raise_for_failures_raises_the_first_with_its_fields():
@@ -74,8 +90,8 @@ def test_raise_for_failures_raises_the_first_with_its_fields():
     assert str(ANSWERS.results[1].error) == "503: busy"
 
 
-def test_raise_for_failures_passes_over_what_was_not_sent():
-    """The failure that stopped the others is the one to see."""
+def test_raise_for_failures_prefers_the_cause_of_a_not_sent_error():
+    """It raises the failure that stopped the other calls."""
     answers = Answers([bad(0, NotSentError("not sent")), bad(1, AuthenticationError("401"))])
     with pytest.raises(AuthenticationError):
         answers.raise_for_failures()
@@ -83,7 +99,7 @@ def test_raise_for_failures_passes_over_what_was_not_sent():
         Answers([bad(0, NotSentError("not sent"))]).raise_for_failures()
 
 
-def test_raise_for_failures_of_none():
+def test_raise_for_failures_without_failures():
     Answers([good(0)]).raise_for_failures()
 
 
@@ -94,7 +110,7 @@ def test_answers_pickle():
 
 
 def test_results_of_a_large_map_are_small(server):
-    """Under 3 kB a result beyond its text, all that a map leaves behind included."""
+    """Under 3 kB a result besides its text, with everything that a map leaves in memory."""
     code = (
         "import gc, sys, tracemalloc; from chatpool import ChatPool; pool = ChatPool(8, base_url=sys.argv[1])\n"
         "pool.map(['warm'] * 50); tracemalloc.start(); prompts = [f'p{n}' for n in range(3000)]\n"

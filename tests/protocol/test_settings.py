@@ -1,4 +1,4 @@
-"""Settings that cannot work are refused in the constructor, with the remedy, before anything is sent."""
+"""The constructor refuses invalid settings, with the remedy, before anything is sent."""
 
 from __future__ import annotations
 
@@ -19,48 +19,48 @@ BAD = {
     "workers true": ({"max_workers": True}, "max_workers"),
     "negative timeout": ({"timeout": -1}, "timeout must be a number of seconds, more than 0"),
     "zero timeout": ({"timeout": 0}, "timeout"),
-    "timeout as text": ({"timeout": "5"}, "timeout must be a number of seconds"),
-    "no timeout": ({"timeout": None}, "would let a call hang for ever"),
-    "half a timeout": ({"timeout": (5, None)}, "would let a call hang for ever"),
+    "timeout as a str": ({"timeout": "5"}, "timeout must be a number of seconds"),
+    "no timeout": ({"timeout": None}, "would allow a call to hang forever"),
+    "half a timeout": ({"timeout": (5, None)}, "would allow a call to hang forever"),
     "three timeouts": ({"timeout": (1, 2, 3)}, "pair"),
     "infinite timeout": ({"timeout": float("inf")}, "timeout"),
     "no tries": ({"max_tries": 0}, "max_tries"),
     "negative max_time": ({"max_time": -1}, "max_time"),
     "negative max_wait": ({"max_wait": -0.1}, "max_wait"),
     "no requests": ({"requests_per_minute": 0}, "requests_per_minute"),
-    "tokens as text": ({"tokens_per_minute": "90k"}, "tokens_per_minute"),
+    "tokens as a str": ({"tokens_per_minute": "90k"}, "tokens_per_minute"),
     "empty model": ({"model": ""}, "model"),
-    "system no text": ({"system": 1}, "system"),
+    "system not a str": ({"system": 1}, "system"),
     "params a list": ({"params": ["temperature"]}, "params must be a dict"),
     "params NaN": ({"params": {"temperature": float("nan")}}, "params cannot be sent as JSON"),
     "params an object": ({"params": {"x": object()}}, "params cannot be sent as JSON"),
     "streaming": ({"params": {"stream": True}}, "stream"),
     "headers a list": ({"headers": ["a"]}, "headers must be a dict"),
-    "header value no text": ({"headers": {"a": 1}}, "must be str"),
-    "header with a line break": ({"headers": {"api-key": f"{SECRET}\nx"}}, "'api-key' holds a forbidden character"),
-    "base_url no text": ({"base_url": 1}, "base_url"),
+    "header value not a str": ({"headers": {"a": 1}}, "must be str"),
+    "header with a line break": ({"headers": {"api-key": f"{SECRET}\nx"}}, "'api-key' has an invalid character"),
+    "base_url not a str": ({"base_url": 1}, "base_url"),
     "base_url without scheme": ({"base_url": "localhost:8000/v1"}, "base_url must look like https://host/v1"),
     "base_url with a bad port": ({"base_url": "http://localhost:x/v1"}, "base_url must look like"),
-    "base_url with a password": ({"base_url": f"http://me:{SECRET}@host/v1"}, "must not hold a user name"),
+    "base_url with a password": ({"base_url": f"http://me:{SECRET}@host/v1"}, "must not contain a user name"),
     "key with a line break inside": ({"api_key": f"{SECRET[:5]}\n{SECRET[5:]}"}, "white space or a line break"),
-    "key with a zero-width space": ({"api_key": f"{SECRET}\u200bx"}, "a character that no key has"),
-    "key no text": ({"api_key": 5}, "api_key must be a str"),
-    "session no session": ({"session": object()}, "session must be a requests.Session"),
+    "key with a zero-width space": ({"api_key": f"{SECRET}\u200bx"}, "an invalid character; copy the key again"),
+    "key not a str": ({"api_key": 5}, "api_key must be a str"),
+    "session of another type": ({"session": object()}, "session must be a requests.Session"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_settings_are_refused_by_name(name):
-    """Each complaint names the setting, and none shows a key."""
-    settings, told = BAD[name]
-    with pytest.raises(ConfigurationError, match=re.escape(told)) as caught:
+    """Each message names the setting, and none shows a key."""
+    settings, message = BAD[name]
+    with pytest.raises(ConfigurationError, match=re.escape(message)) as caught:
         ChatPool(**{"base_url": URL, **settings})
     assert SECRET not in repr(caught.value)
     assert caught.value.__cause__ is None
 
 
 def test_no_key_for_openai_names_the_remedy():
-    """Without a key and with OpenAI's address, the error says what to set."""
+    """Without a key, and with OpenAI's URL, the error says what to set."""
     with pytest.raises(ConfigurationError, match="set the environment variable OPENAI_API_KEY or pass api_key"):
         ChatPool()
 
@@ -75,16 +75,16 @@ def test_bad_map_arguments_are_refused_before_anything_is_sent(server, pool):
     assert server.requests == []
 
 
-def test_key_and_address_come_from_the_environment(server, monkeypatch):
-    """OPENAI_API_KEY and OPENAI_BASE_URL are read; white space around the key is stripped."""
+def test_key_and_base_url_come_from_the_environment(server, monkeypatch):
+    """From OPENAI_API_KEY and OPENAI_BASE_URL; white space around the key is stripped."""
     monkeypatch.setenv("OPENAI_API_KEY", f" {SECRET}\n")
     monkeypatch.setenv("OPENAI_BASE_URL", server.url)
     assert ChatPool().map(["a"]) == ["a"]
     assert server.requests[0].headers["authorization"] == f"Bearer {SECRET}"
 
 
-def test_explicit_credentials_keep_the_environments_key_at_home(server, monkeypatch):
-    """With Azure's api-key header, OpenAI's key from the environment is not sent along."""
+def test_explicit_credentials_replace_the_key_of_the_environment(server, monkeypatch):
+    """With Azure's api-key header, OpenAI's key from the environment is not sent."""
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
     assert ChatPool(base_url=server.url, headers={"api-key": "azure"}).map(["a"]) == ["a"]
     assert "authorization" not in server.requests[0].headers
@@ -111,21 +111,21 @@ def test_local_server_needs_no_key(server):
     ],
 )
 def test_base_url(server, base, path):
-    """The path is completed, and a query string stays at the end."""
+    """The path is completed, and the query string stays at the end."""
     root = server.url[: -len("/v1")]
     assert ChatPool(base_url=root + base).map(["a"]) == ["a"]
     assert server.requests[0].path == path
 
 
 def test_repr_shows_settings_and_no_secret():
-    """A pool's repr holds neither key nor headers nor the query of its address."""
+    """A pool's repr contains neither the key, nor the headers, nor the query of its URL."""
     pool = ChatPool(3, base_url=f"https://host/v1?sig={SECRET}", api_key=SECRET, headers={"api-key": SECRET})
     assert repr(pool) == "ChatPool(max_workers=3, model='gpt-4o-mini', base_url='https://host/v1')"
     assert SECRET not in repr(pool._settings)
 
 
 def test_pool_pickles_as_its_settings(server):
-    """An unpickled pool works, with a Session of its own."""
+    """An unpickled pool works, with its own Session."""
     copy = pickle.loads(pickle.dumps(ChatPool(3, base_url=server.url, api_key=SECRET, params={"n": 1})))
     assert copy.map(["a"]) == ["a"]
     assert server.requests[0].headers["authorization"] == f"Bearer {SECRET}"
@@ -143,7 +143,7 @@ def test_key_of_the_environment_is_not_pickled(server, monkeypatch):
 
 
 def test_plain_http_to_another_host_warns_once():
-    """A key that would travel in the clear is worth a word; to this machine it does not travel."""
+    """The key would cross the network unencrypted; to this machine it does not."""
     pool = ChatPool(base_url="http://example.invalid/v1", api_key=SECRET)
     with pytest.warns(UserWarning, match="goes over plain http"):
         pool._engine()
@@ -152,7 +152,7 @@ def test_plain_http_to_another_host_warns_once():
 
 
 def test_own_session_keeps_its_credentials(server):
-    """A Session's own auth is used, and needs no key."""
+    """A Session with auth needs no key."""
     session = requests.Session()
     session.auth = ("me", "pw")
     assert ChatPool(base_url=server.url, session=session).map(["a"]) == ["a"]

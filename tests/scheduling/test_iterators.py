@@ -60,7 +60,7 @@ def test_dropped_iterator_gives_its_places_back(server, pool, method):
     assert next(iterator).value == "a"
     del iterator
     assert pool.map(["b"] * 4, deadline=3) == ["b"] * 4
-    assert wait_until(lambda: not pool._engine()._scheduler._all)
+    assert wait_until(lambda: not pool._engine()._scheduler._jobs)
 
 
 @pytest.mark.parametrize("method", ["imap", "imap_unordered"])

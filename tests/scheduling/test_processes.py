@@ -22,8 +22,9 @@ QUICK = 1.0  # seconds within which an interrupted process is gone
 # 20 calls hang; 20 failed and wait, for long; one is answered.
 BUSY = """
 import sys, time
-from chatpool import ChatPool, _client
-_client.delay_before_retry = lambda *_: 30.0
+from chatpool import ChatPool
+from chatpool._scheduling import sender
+sender.delay_before_retry = lambda *_: 30.0
 pool = ChatPool(20, base_url=sys.argv[1], timeout=(5, 60), progress=False)
 prompts = ["answered"] + ["fails"] * 20 + ["hangs"] * 20
 def report(error):
@@ -169,7 +170,7 @@ def test_exit_with_an_unclosed_pool_does_not_hang(server, use):
     process = start(server, EXITS[use])
     _, err = process.communicate(timeout=20)
     assert time.monotonic() - began < 5
-    assert ("submitted prompts were given up at exit" in err) is (use in ("busy", "busy and dropped"))
+    assert ("submitted prompts were cancelled at exit" in err) is (use in ("busy", "busy and dropped"))
     assert ("ZeroDivisionError" in err) is (use == "exception")
     assert err.count("Traceback") == (use == "exception")
     assert process.returncode == (1 if use == "exception" else 0)

@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 
-from chatpool import ChatPool, NotSentError, PoolClosedError, _shared
+from chatpool import ChatPool, NotSentError, PoolClosedError
+from chatpool._scheduling import registry
 from chatpool.testing import FakeChatServer, RateLimit, Reply
 from tests.conftest import chatpool_threads, wait_until
 
@@ -115,7 +116,7 @@ def test_threads_go_with_the_last_task(server):
 def test_threads_go_at_once_after_a_failure(server, monkeypatch, reply, way):
     """No retry, failure or deadline leaves a cycle behind that would keep the threads until the collector comes."""
     if way == "of the libraries":
-        monkeypatch.setattr("chatpool._http.connections.is_open", lambda: False)
+        monkeypatch.setattr("chatpool._http.pools.is_enabled", lambda: False)
     server.script("fails", reply)
     pool = ChatPool(4, base_url=server.url, max_tries=2, max_wait=0.01, timeout=(5, 0.2))
     gc.collect()
@@ -170,8 +171,8 @@ def test_only_the_latest_are_kept(server):
     """A process that meets ever new settings does not collect connections for ever."""
     for number in range(30):
         travel(ChatPool(2, base_url=server.url, params={"n": number})).map(["a"])
-    assert len(_shared._kept) <= _shared._MOST
-    assert wait_until(lambda: server.open_connections <= _shared._MOST)
+    assert len(registry._kept) <= registry._MOST
+    assert wait_until(lambda: server.open_connections <= registry._MOST)
 
 
 def test_forked_child_has_a_core_of_its_own(server):

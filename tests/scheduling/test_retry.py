@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from chatpool import InternalServerError, NotSentError, ParseError, RateLimitError
-from chatpool._scheduling.retry import Postponed, TryAgain, attempt, delay_before_retry, is_transient
+from chatpool._scheduling.retry import Postponed, back_off, delay_before_retry, is_transient
 
 
 def test_own_waits_are_full_jitter_under_a_doubling_bound():
@@ -36,14 +36,11 @@ def test_errors_without_a_reply(error, again):
     assert is_transient(error) is again
 
 
-def test_attempt_postpones_and_never_sleeps(monkeypatch):
+def test_back_off_leaves_the_wait_to_the_scheduler(monkeypatch):
+    """backoff decides that there is another attempt, and when; it never sleeps."""
     slept = []
     monkeypatch.setattr("time.sleep", slept.append)
-
-    def step():
-        raise TryAgain(InternalServerError("a"), 7.5)
-
     with pytest.raises(Postponed) as caught:
-        attempt(step)
+        back_off(7.5)
     assert caught.value.delay == 7.5
     assert slept == []

@@ -24,7 +24,7 @@ from chatpool import (
     PermissionDeniedError,
     PoolClosedError,
 )
-from chatpool._scheduling.job import Run
+from chatpool._scheduling.job import Job
 from chatpool.testing import FakeChatServer, Reply
 from tests.conftest import wait_until
 
@@ -190,7 +190,7 @@ def test_interrupt_while_threads_start_costs_no_worker(server, monkeypatch):
 
 def test_answer_is_not_lost_between_two_lines(server, monkeypatch):
     """Wherever Ctrl-C breaks into the gathering thread, ``.answers`` has a result for every prompt."""
-    inner, calls = Run.take_done, itertools.count()
+    inner, calls = Job.take_settled, itertools.count()
 
     def interrupted(self, *args):
         fresh = inner(self, *args)
@@ -198,7 +198,7 @@ def test_answer_is_not_lost_between_two_lines(server, monkeypatch):
             raise KeyboardInterrupt
         return fresh
 
-    monkeypatch.setattr(Run, "take_done", interrupted)
+    monkeypatch.setattr(Job, "take_settled", interrupted)
     with ChatPool(1, base_url=server.url) as pool, pytest.raises(KeyboardInterrupt) as caught:
         pool.map(["a", "b", "c"])
     assert len(caught.value.answers) == 3
@@ -271,7 +271,7 @@ def test_interrupted_retry_carries_all_answers(server, monkeypatch):
     server.script("bad", Reply(status=400))
     with ChatPool(1, base_url=server.url) as pool:
         answers = pool.map(["a", "bad", "c"])
-        monkeypatch.setattr(Run, "gather", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        monkeypatch.setattr(Job, "gather", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt) as caught:
             pool.retry(answers)
     assert caught.value.answers == ["a", None, "c"]
@@ -303,14 +303,14 @@ def test_answers_with_a_lambda_pickle_without_it(server, pool):
 
 def test_cut_after_the_last_byte_leaves_the_connection_alone(server, monkeypatch):
     """Once a connection is back in its pool, it belongs to the next call, and a late cut must not hit it."""
-    import chatpool._http.connections as module
+    import chatpool._http.pools as module
 
     seen = []
     put = module._HTTPPool._put_conn
 
     def check(self, connection):
         put(self, connection)
-        seen.append(module.present.scope._socket)
+        seen.append(module.current.scope._socket)
 
     monkeypatch.setattr(module._HTTPPool, "_put_conn", check)
     with ChatPool(1, base_url=server.url) as pool:
@@ -421,14 +421,15 @@ def test_giving_up_a_million_prompts_is_quick(server):
     """A deadline holds with 300,000 prompts waiting: what was not sent is settled in bulk."""
     server.script("p", Reply(fault="stall"))
     with ChatPool(2, base_url=server.url) as pool:
-        run = pool._make_run(Run, None, None, None)[1]
-        run.add((index, "p") for index in range(300_000))
+        job = pool._make_job(Job, None, None, None)
         settled = []
-        monkey, run.settle = run.settle, lambda results: settled.append(len(results)) or monkey(results)
-        run.stop(lambda: DeadlineError("over"), cut=True)
-        assert settled == [300_000]
-        assert len({id(result.error) for result in run.take_done()}) == 1
-        run.end()
+        settle, job.settle = job.settle, lambda results: settled.append(len(results)) or settle(results)
+        job.backend.start(job, [job.builder.request(index, "p") for index in range(300_000)])
+        job.stop(lambda: DeadlineError("over"))
+        assert sum(settled) == 300_000
+        assert len(settled) <= 3  # two may have been in flight
+        assert len({id(result.error) for result in job.take_settled()}) <= 3
+        job.end()
 
 
 def test_two_pools_with_two_addresses_on_one_session_close_their_own(server):

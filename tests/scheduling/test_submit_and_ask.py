@@ -96,10 +96,10 @@ def test_map_within_a_callback_works(pool):
 
 
 def test_ask_returns_the_answer(server, pool):
-    """In the caller's thread: no worker is started."""
+    """In the caller's thread: no worker is started, and the scheduler only decides when."""
     assert pool.ask("a") == "a"
     assert pool.ask("3", parse=int) == 3
-    assert chatpool_threads() == ["chatpool-watch"]
+    assert chatpool_threads() == ["chatpool-scheduler"]
 
 
 def test_ask_raises_its_error(server, make_pool):

@@ -1,4 +1,4 @@
-"""The fake server is a product of its own: what it promises is tested with plain sockets and requests."""
+"""The fake server, which users' tests rely on too, tested with plain sockets and requests."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_echoes_by_default_and_records(server):
     assert reply.headers["x-request-id"] == request.id == "req_0"
 
 
-def test_script_is_played_in_turn_and_its_last_reply_stays(server):
+def test_script_is_played_in_order_and_its_last_reply_repeated(server):
     server.script("ping", Reply(status=503, code="busy", headers={"retry-after": "1"}), Reply("pong"))
     first = post(server)
     assert (first.status_code, first.json()["error"]["code"], first.headers["retry-after"]) == (503, "busy", "1")
@@ -35,14 +35,14 @@ def test_script_is_played_in_turn_and_its_last_reply_stays(server):
     assert server.count("ping") == 3
 
 
-def test_connections_are_kept(server):
+def test_connections_are_kept_open(server):
     with requests.Session() as session:
         for _ in range(5):
             post(server, session=session)
     assert server.connections == 1
 
 
-def test_holds_hundreds_of_connections():
+def test_serves_hundreds_of_connections():
     """Three hundred clients at once, each answered."""
     arrived = threading.Barrier(300)
 
@@ -63,7 +63,7 @@ def test_holds_hundreds_of_connections():
     assert codes == [200] * 300
 
 
-def test_rate_limit_refuses_and_names_the_delay():
+def test_rate_limit_rejects_with_a_retry_after():
     with FakeChatServer(rate_limit=RateLimit(per_second=0.001, burst=2, retry_after=0.3)) as server:
         replies = [post(server) for _ in range(3)]
         assert [reply.status_code for reply in replies] == [200, 200, 429]
@@ -101,7 +101,7 @@ def test_faults(server, fault, kind):
 
 
 def test_truncated_body_is_shorter_than_declared(server):
-    """Seen with a plain socket: urllib3 1.26 does not notice."""
+    """Tested with a plain socket, because urllib3 1.26 does not notice."""
     server.script("ping", Reply(body=b"x" * 50, fault="truncate"))
     with ask_plainly(server) as sock, sock.makefile("rb") as reader:
         head, body = reader.read().split(b"\r\n\r\n")
@@ -117,8 +117,8 @@ def ask_plainly(server):
 
 
 @pytest.mark.parametrize("fault", ["drip", "drip_headers"])
-def test_drips_come_byte_by_byte(server, fault):
-    """A read timeout longer than the gap between two bytes is never met."""
+def test_drip_sends_byte_by_byte(server, fault):
+    """So a socket's read timeout never expires."""
     server.script("ping", Reply(body=b"x" * 50, fault=fault))
     sock = ask_plainly(server)
     pieces = [sock.recv(65536) for _ in range(3)]
@@ -142,7 +142,7 @@ def test_chaos_is_the_same_for_the_same_seed():
 
 
 def test_close_ends_stalled_replies():
-    """A test that is over does not wait for a reply that never comes."""
+    """So the end of a test does not wait for a reply that never comes."""
     server = FakeChatServer().start()
     server.script("ping", Reply(fault="stall"))
 
@@ -161,6 +161,6 @@ def test_close_ends_stalled_replies():
 
 
 def test_fixture_comes_with_the_package(fake_chat_server):
-    """By entry point: nothing here imports it."""
+    """Through an entry point: nothing here imports it."""
     assert isinstance(fake_chat_server, FakeChatServer)
     assert post(fake_chat_server).status_code == 200

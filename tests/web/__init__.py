@@ -1,1 +1,1 @@
-"""chatpool in web programs: the examples under gunicorn and Celery, as processes of their own."""
+"""chatpool in web applications: the examples under gunicorn and Celery, in separate processes."""

@@ -1,4 +1,4 @@
-"""The Celery example, told by the environment which broker to use. ``python celery_site.py`` sends tasks."""
+"""The Celery example, with the broker that the environment names. ``python celery_site.py`` sends tasks."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ if os.environ.get("USE_BEFORE_FORK"):
 
 
 def wait_for(task, prompts):
-    """Return what a task returned. Kombu's broker of files reads a message that is half written, and loses it then."""
+    """Return a task's result. Send it again if necessary: Kombu's broker of files loses messages that it reads too early."""
     for _ in range(3 if folder is not None else 0):
         with contextlib.suppress(TimeoutError):
             return task.get(timeout=30)

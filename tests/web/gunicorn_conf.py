@@ -1,4 +1,4 @@
-"""gunicorn's configuration for these tests: a switch each for what a site may do."""
+"""gunicorn's configuration for these tests, controlled by environment variables."""
 
 import importlib
 import os
@@ -8,21 +8,21 @@ if os.environ.get("PATCH_FIRST"):
 
     monkey.patch_all()
 
-control_socket_disable = True  # it is one for all of a user's gunicorns; versions that have none ignore this
+control_socket_disable = True  # all gunicorns of a user share it; older versions ignore this setting
 
 
 def module():
-    """The module that has the pool."""
+    """Return the module of the pool."""
     return importlib.import_module(os.environ["POOL"])
 
 
 def when_ready(server):
-    """In the master, before it forks."""
+    """Runs in the master, before it forks."""
     if os.environ.get("USE_BEFORE_FORK"):
         assert module().pool.map(["before", "the", "fork"]) == ["before", "the", "fork"]
 
 
 def post_worker_init(worker):
-    """In each worker, once the site is loaded."""
+    """Runs in each worker, after the site is loaded."""
     if "DEADLINE" in os.environ:
         module().DEADLINE = float(os.environ["DEADLINE"])

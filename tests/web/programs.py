@@ -1,4 +1,4 @@
-"""Starts the examples' programs, and looks at their processes from outside."""
+"""Starts the example programs, and inspects their processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PATIENCE = 60.0  # seconds, a backstop on slow machines
 
 
 class Program:
-    """A process with children, whose log is a file."""
+    """A process with children, which writes to a log file."""
 
     def __init__(self, arguments: list[str], folder: Path, log: Path, environment: dict[str, str]) -> None:
         self.log = log
@@ -36,15 +36,16 @@ class Program:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
-                start_new_session=True,  # so that all of it can be killed
+                start_new_session=True,  # so that its children can be killed with it
             )
 
     @property
-    def told(self) -> str:
+    def output(self) -> str:
+        """The log so far."""
         return self.log.read_text(encoding="utf-8", errors="replace")
 
     def workers(self) -> set[int]:
-        """The processes that it forked."""
+        """Return the ids of the forked processes."""
         pid = self.process.pid
         try:
             return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
@@ -52,7 +53,7 @@ class Program:
             return set()
 
     def end(self) -> int:
-        """Ask it to end gracefully; return its exit code."""
+        """End it gracefully; return its exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=PATIENCE)
 
@@ -63,7 +64,7 @@ class Program:
 
 
 class Site(Program):
-    """One of the web examples under gunicorn."""
+    """A web example under gunicorn."""
 
     def __init__(self, example: str, folder: Path, api: str, *options: str, **environment: str) -> None:
         self.port = free_port()
@@ -77,10 +78,10 @@ class Site(Program):
         super().__init__(arguments, EXAMPLES / example, folder / "log", {**settings, **environment})
         if not wait_until(self._is_up, PATIENCE):
             self.kill()
-            raise AssertionError(self.told)
+            raise AssertionError(self.output)
 
     def get(self, *questions: str) -> tuple[int, str]:
-        """Ask the page; return its status and text."""
+        """Request the page; return its status and text."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         try:
             connection.request("GET", "/?" + urlencode([("q", question) for question in questions]))
@@ -90,13 +91,13 @@ class Site(Program):
             connection.close()
 
     def is_right(self, *questions: str) -> bool:
-        """Whether the page has each question's own answer, and nothing else. (The server echoes.)"""
+        """Whether the page has the answer to each question, and no others. (The fake server echoes.)"""
         status, page = self.get(*questions)
         pairs = re.findall(r"<li>(.*?): (.*?)</li>", page)
         return status == 200 and pairs == [(question, question) for question in questions]
 
     def count_right(self, name: str, requests: int) -> int:
-        """Send requests, 20 at a time, each with prompts of its own; return how many had their own answers."""
+        """Send requests with different prompts, 20 at a time; return how many got their own answers."""
         with ThreadPoolExecutor(20) as threads:
             return sum(threads.map(lambda n: self.is_right(*[f"{name} {n}.{k}" for k in range(3)]), range(requests)))
 
@@ -111,7 +112,7 @@ class Site(Program):
         command = [sys.executable, "manage.py", "migrate", "--verbosity", "0"]
         subprocess.run(command, cwd=EXAMPLES / "django_view", env={**os.environ, **settings}, check=True)
         with contextlib.closing(sqlite3.connect(settings["DJANGO_DATABASE"])) as database:
-            database.execute("PRAGMA journal_mode=WAL")  # stays with the file; writers wait less for the disk
+            database.execute("PRAGMA journal_mode=WAL")  # is stored in the file; writers wait less for the disk
 
 
 POOLS = {"flask_view": "app", "django_view": "questions.views"}
@@ -124,12 +125,12 @@ def free_port() -> int:
 
 
 def threads_and_files(pid: int) -> tuple[int, int]:
-    """How many threads, and open files and sockets, a process has."""
+    """Return how many threads a process has, and how many open files and sockets."""
     return len(os.listdir(f"/proc/{pid}/task")), len(os.listdir(f"/proc/{pid}/fd"))
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that only waits to be reaped does not."""
+    """Whether a process runs; a zombie does not."""
     try:
         return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):

@@ -1,7 +1,7 @@
 """The Celery example under a prefork worker of four processes.
 
-The broker is Redis where it is installed, and a folder, for which nothing need be; so are the results. Kombu's
-in-memory broker would not do, because it cannot cross processes.
+The broker and the result backend are Redis, if it is installed, and a folder, which needs no installation. Kombu's
+in-memory broker does not work across processes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def api():
 
 @pytest.fixture(params=["redis", "folder"])
 def broker(request, tmp_path):
-    """Where tasks wait, and their results."""
+    """The settings of a broker and a result backend."""
     if request.param == "folder":
         for name in ("queue", "control", "results"):
             (tmp_path / name).mkdir()
@@ -52,7 +52,7 @@ def broker(request, tmp_path):
 
 @pytest.fixture
 def environment(api, broker):
-    """What the worker and those who send tasks to it have in common."""
+    """The environment of the worker and of its clients."""
     return {
         **broker,
         "OPENAI_BASE_URL": api.url,
@@ -61,7 +61,7 @@ def environment(api, broker):
     }
 
 
-@pytest.fixture(params=[{}, {"USE_BEFORE_FORK": "1"}], ids=["fresh", "used-before-the-fork"])
+@pytest.fixture(params=[{}, {"USE_BEFORE_FORK": "1"}], ids=["unused", "used-before-the-fork"])
 def worker(request, environment, tmp_path):
     arguments = ["celery", "-A", "celery_site", "worker", "-P", "prefork", "-c", "4", "--loglevel", "INFO"]
     worker = Program(arguments, tmp_path, tmp_path / "log", {**environment, **request.param})
@@ -70,7 +70,7 @@ def worker(request, environment, tmp_path):
 
 
 def send(environment, tasks):
-    """Start a process that sends tasks, each a list of prompts, and waits for what they return."""
+    """Start a process that sends tasks, each a list of prompts, and waits for their results."""
     process = subprocess.Popen(
         [sys.executable, str(HERE / "celery_site.py")],
         env={**os.environ, **environment},
@@ -84,7 +84,7 @@ def send(environment, tasks):
 
 
 def receive(process):
-    """Return what the tasks returned."""
+    """Return the results of the tasks."""
     with process:
         return json.load(process.stdout)
 
@@ -94,26 +94,26 @@ def tasks_of(name, count):
 
 
 def test_each_task_gets_its_own_answers_and_nothing_leaks(worker, environment):
-    """Four processes share the tasks; after 200 more none has more threads and files, but for ``GROWTH``."""
+    """Four processes share the tasks; 200 tasks later each has at most ``GROWTH`` more threads and files."""
     warm, more = tasks_of("warm", 50), tasks_of("more", 200)
-    assert receive(send(environment, warm)) == warm, worker.told
+    assert receive(send(environment, warm)) == warm, worker.output
     before = {pid: threads_and_files(pid) for pid in worker.workers()}
     assert len(before) == 4
-    assert receive(send(environment, more)) == more, worker.told
+    assert receive(send(environment, more)) == more, worker.output
     after = {pid: threads_and_files(pid) for pid in before}
     assert all(now <= then + GROWTH for pid in before for now, then in zip(after[pid], before[pid])), (before, after)
-    assert "Traceback" not in worker.told
+    assert "Traceback" not in worker.output
 
 
-def test_a_warm_shutdown_finishes_the_tasks_in_hand(worker, environment, api):
-    """SIGTERM: the task in flight is answered, the processes go in seconds, the log is clean."""
+def test_warm_shutdown_finishes_running_tasks(worker, environment, api):
+    """SIGTERM: the running task is answered, the processes end within seconds, and the log has no errors."""
     slow = [["slow one", "slow two"]]
     sender = send(environment, slow)
-    assert wait_until(lambda: any("slow" in request.prompt for request in api.requests), PATIENCE), worker.told
+    assert wait_until(lambda: any("slow" in request.prompt for request in api.requests), PATIENCE), worker.output
     children = worker.workers()
     began = time.monotonic()
-    assert worker.end() == 0, worker.told
+    assert worker.end() == 0, worker.output
     assert time.monotonic() - began < 20
-    assert receive(sender) == slow, worker.told
+    assert receive(sender) == slow, worker.output
     assert not any(map(is_alive, children))
-    assert "Traceback" not in worker.told
+    assert "Traceback" not in worker.output

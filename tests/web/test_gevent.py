@@ -1,4 +1,4 @@
-"""Threads that are greenlets: gevent's patches before and after the import, in processes of their own."""
+"""gevent: its patches before and after the import, in separate processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def api():
 
 
 def run(code, api):
-    """Run code in a process; return what it printed."""
+    """Run code in a process; return its output."""
     done = subprocess.run([sys.executable, "-c", code, api.url], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
@@ -31,27 +31,27 @@ def run(code, api):
 
 @pytest.mark.parametrize("workers", [4, 300])
 def test_greenlets_that_share_a_pool_get_their_own_answers(api, workers):
-    """A small pool, and one so large that threads take turns, for which there is no epoll under gevent."""
+    """With a small pool and a large one."""
     code = f"""
 import gevent
 pool = ChatPool({workers}, base_url=sys.argv[1])
-asked = [[f"{{n}}.{{k}}" for k in range(40)] for n in range(20)]
-jobs = [gevent.spawn(pool.map, prompts) for prompts in asked]
+batches = [[f"{{n}}.{{k}}" for k in range(40)] for n in range(20)]
+jobs = [gevent.spawn(pool.map, prompts) for prompts in batches]
 gevent.joinall(jobs)
-print([job.value for job in jobs] == asked)
+print([job.value for job in jobs] == batches)
 pool.close()
 """
     assert run(PATCH + IMPORT + code, api) == "True\n"
 
 
 def test_greenlets_keep_the_deadline(api):
-    """A call that hangs is cut, and others come back."""
+    """A call that hangs is cancelled, and the others return."""
     code = "print(ChatPool(4, base_url=sys.argv[1]).map(['a', 'hangs', 'b'], deadline=1))"
     assert run(PATCH + IMPORT + code, api) == "['a', None, 'b']\n"
 
 
 def test_greenlets_run_while_one_maps(api):
-    """A map does not hold up the other greenlets of its thread."""
+    """A map does not block the other greenlets of its thread."""
     code = """
 import gevent
 pool = ChatPool(4, base_url=sys.argv[1])
@@ -66,7 +66,7 @@ print(turns > 5)
 
 
 def test_patches_after_the_import_are_refused_with_the_remedy(api):
-    """What chatpool keeps for each thread would be shared by all greenlets: better told than crossed or stuck."""
+    """All greenlets would share chatpool's thread-local state."""
     code = """
 try:
     ChatPool(4, base_url=sys.argv[1]).map(["a"])

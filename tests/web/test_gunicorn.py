@@ -1,4 +1,4 @@
-"""The Flask and the Django example under each kind of gunicorn's workers."""
+"""The Flask and the Django example under each of gunicorn's worker classes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tests.web.programs import PATIENCE, Site, is_alive, threads_and_files
 pytest.importorskip("gunicorn", reason="needs gunicorn")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")
 
-# Threads or files that a process may gain after the warm-up, in which its share of the pool's 20 workers need not all
-# have been used at once. Of 500 requests it serves 125 or more: a leak at every fifth would be told.
+# Threads or files that a process may gain after the warm-up, which may not have used all 20 workers of its pool at once.
+# Each process serves 125 of 500 requests or more, so a leak in every fifth request is detected.
 GROWTH = 20
 
 KINDS = {
@@ -33,12 +33,12 @@ KINDS = {
 FRAMEWORKS = {"flask_view": "flask", "django_view": "django"}
 
 
-# Seconds. In the warm-up, calls overlap enough for every process to be used, and each to come to its size.
+# Seconds. In the warm-up, calls overlap, so that every process is used and starts its threads.
 DELAYS = {"slow": 0.5, "warm": 0.1}
 
 
 def reply(request):
-    """An echo; at once, after a while, or never."""
+    """Echo the prompt: at once, after a delay, or never."""
     if "hangs" in request.prompt:
         return Reply(fault="stall")
     return Reply(delay=next((seconds for word, seconds in DELAYS.items() if word in request.prompt), 0.0))
@@ -52,7 +52,7 @@ def api():
 
 @pytest.fixture
 def start(api, tmp_path):
-    """Start a site; it ends with the test in any case."""
+    """Start sites; they end with the test."""
     sites = []
 
     def start(example, kind, deadline=PATIENCE):
@@ -68,27 +68,27 @@ def start(api, tmp_path):
         site.kill()
 
 
-# Each framework with each kind; the slower tests leave out those that tell nothing new.
+# Each framework with each worker class; the slower tests leave out redundant cases.
 EACH = [(example, kind) for example in FRAMEWORKS for kind in KINDS]
 MOST = [case for case in EACH if case not in [("django_view", "preload"), ("django_view", "gevent-preload")]]
 
 
 @pytest.mark.parametrize(("example", "kind"), EACH)
-def test_answers_stay_with_their_requests_and_nothing_leaks(start, example, kind):
-    """20 requests at a time get their own answers; after 500 a worker has no more threads and files than after 50."""
+def test_each_request_gets_its_own_answers_and_nothing_leaks(start, example, kind):
+    """20 at a time; after 500 requests a worker has no more threads and files than after 50."""
     site = start(example, kind)
-    assert site.count_right("warm", 50) == 50, site.told
+    assert site.count_right("warm", 50) == 50, site.output
     workers = site.workers()
     before = {pid: threads_and_files(pid) for pid in workers}
-    assert site.count_right("more", 500) == 500, site.told
+    assert site.count_right("more", 500) == 500, site.output
     assert site.workers() == workers, "a worker died"
     for pid, counts in before.items():
         assert_settles(pid, counts)
-    assert "Traceback" not in site.told
+    assert "Traceback" not in site.output
 
 
 def assert_settles(pid, before):
-    """A process comes to have no more threads and files than it had, but for ``GROWTH``."""
+    """Assert that a process soon has at most ``GROWTH`` more threads and files than before."""
     assert wait_until(lambda: all(now <= then + GROWTH for now, then in zip(threads_and_files(pid), before))), (
         before,
         threads_and_files(pid),
@@ -96,39 +96,39 @@ def assert_settles(pid, before):
 
 
 @pytest.mark.parametrize(("example", "kind"), MOST)
-def test_the_deadline_gives_a_partial_page(start, example, kind):
-    """Two of five prompts hang: the page has the other three, soon after the deadline of four seconds."""
+def test_deadline_gives_a_partial_page(start, example, kind):
+    """Two of five prompts hang: soon after the deadline of four seconds, the page has the other three."""
     site = start(example, kind, deadline=4)
     began = time.monotonic()
     status, page = site.get("a", "hangs 1", "b", "hangs 2", "c")
     assert status == 200
     assert "answered 3 of 5; the rest did not come in time" in page
     assert 3.9 < time.monotonic() - began < 20
-    assert site.is_right("d", "e"), "the next request is served as ever"
-    assert "Traceback" not in site.told
+    assert site.is_right("d", "e"), "the next request is served as usual"
+    assert "Traceback" not in site.output
 
 
 @pytest.mark.parametrize(("example", "kind"), MOST)
-def test_reload_and_end_lose_no_request(start, api, example, kind):
-    """SIGHUP under load, then SIGTERM: every request in flight is answered, old workers go, the log is clean."""
+def test_reload_and_shutdown_lose_no_request(start, api, example, kind):
+    """SIGHUP under load, then SIGTERM: requests in flight are answered, old workers end, and the log has no errors."""
     site = start(example, kind)
     old = site.workers()
     with ThreadPoolExecutor(8) as threads:
         pages = ask_slowly(site, api, threads, f"reload {site.port}", requests=8)
         site.process.send_signal(signal.SIGHUP)
-        assert [page.result() for page in pages] == [True] * 8, site.told
-        assert wait_until(lambda: not any(map(is_alive, old)), PATIENCE), site.told
-        assert site.count_right("after", 10) == 10, site.told
+        assert [page.result() for page in pages] == [True] * 8, site.output
+        assert wait_until(lambda: not any(map(is_alive, old)), PATIENCE), site.output
+        assert site.count_right("after", 10) == 10, site.output
         pages = ask_slowly(site, api, threads, f"end {site.port}", requests=1)
         began = time.monotonic()
-        assert site.end() == 0, site.told
-        assert pages[0].result(), site.told
+        assert site.end() == 0, site.output
+        assert pages[0].result(), site.output
     assert time.monotonic() - began < 20
-    assert "Traceback" not in site.told
+    assert "Traceback" not in site.output
 
 
 def ask_slowly(site, api, threads, name, requests):
-    """Send requests whose answers take half a second; return once the first has reached the API."""
+    """Send requests with answers that take half a second; return once the first one has reached the API."""
     pages = [threads.submit(site.is_right, f"slow {name} {n}", f"{name} {n}") for n in range(requests)]
     assert wait_until(lambda: any(f"slow {name}" in request.prompt for request in api.requests), PATIENCE)
     return pages

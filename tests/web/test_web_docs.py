@@ -1,4 +1,4 @@
-"""What docs/web.md shows is what the examples do, and so what the other tests here run."""
+"""The snippets of docs/web.md are taken from the examples, which the other tests here run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SOURCES = [path.read_text(encoding="utf-8") for path in sorted(EXAMPLES.glob("*/
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS)
-def test_each_snippet_stands_in_an_example(snippet):
+def test_each_snippet_is_part_of_an_example(snippet):
     """Word for word."""
     assert any(snippet in source for source in SOURCES)
 

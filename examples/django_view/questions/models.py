@@ -1,4 +1,4 @@
-"""What was asked, and answered."""
+"""Questions and their answers."""
 
 from django.db import models
 

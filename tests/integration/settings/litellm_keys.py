@@ -1,4 +1,4 @@
-"""The keys that the LiteLLM proxy knows, and their limits. Without a database it has no better place for them."""
+"""The keys of the LiteLLM proxy, and their limits. It has no database to keep them in."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LIMITS = {
 
 
 async def check(request: Request, api_key: str) -> UserAPIKeyAuth:
-    """Return what the key may do; raise what LiteLLM answers with 401."""
+    """Return the key's permissions; raise an exception for which LiteLLM sends a 401."""
     if api_key not in _LIMITS:
         raise ProxyException("Incorrect API key provided", type="invalid_request_error", param=None, code=401)
     return UserAPIKeyAuth(api_key=api_key, **_LIMITS[api_key])

@@ -1,4 +1,4 @@
-"""A plugin of proxy.py: the name chat.test, which nobody else knows, is this machine."""
+"""A plugin of proxy.py that resolves chat.test to this machine."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from proxy.http.proxy import HttpProxyBasePlugin
 
 
 class Names(HttpProxyBasePlugin):
-    """Whatever arrives at a server called chat.test came by way of this proxy."""
+    """No other resolver knows the name, so a request to chat.test arrives only through this proxy."""
 
     def resolve_dns(self, host: str, port: int) -> tuple[str | None, tuple[str, int] | None]:
-        """Return the address of a name; None has it looked up."""
+        """Return the address of a name; None for the system's resolver."""
         return ("127.0.0.1" if host == "chat.test" else None), None

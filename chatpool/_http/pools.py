@@ -1,0 +1,209 @@
+"""The pools that keep connections, and the adapter that puts them under a requests Session."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections import deque
+from typing import Any
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from requests.utils import get_encoding_from_headers
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+from .cancel import CancelScope
+from .connections import KEEP_ALIVE, AbortableHTTPConnection, AbortableHTTPSConnection, current
+from .fast_path import FastResponse, build_head, is_enabled
+from .repeats import Repeats, is_harmful
+from .tls import Contexts
+
+_MAX_IDLE = 4.0  # seconds; servers drop an idle connection after 5 (uvicorn, Node.js) or later
+_MOST_FOUND = 64  # addresses of which an adapter remembers what it found
+
+
+class _Stack:
+    """What urllib3 keeps its connections in. Unlike its LifoQueue, this one takes no lock and wakes nobody."""
+
+    def __init__(self, size: int) -> None:
+        self._size, self._items = size, deque[Any]()
+
+    def put(self, item: Any, block: bool = False) -> None:
+        if len(self._items) >= self._size:
+            raise queue.Full
+        self._items.append(item)
+
+    def get(self, block: bool = False, timeout: float | None = None) -> Any:
+        try:
+            return self._items.pop()
+        except IndexError:
+            raise queue.Empty from None
+
+    def qsize(self) -> int:
+        return len(self._items)
+
+
+class _Pool:
+    """Opens a new connection rather than use one that the server is about to close, or after one that it had closed.
+
+    Handles simple requests itself, see ``fast_path``.
+    """
+
+    proxy: Any
+    block: bool
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if not kwargs.get("block"):  # a user's adapter may want threads to wait for a connection
+            self.QueueCls: Any = _Stack
+        self._repeats = Repeats()
+        super().__init__(*args, **kwargs)
+
+    def urlopen(self, method: str, url: str, body: Any = None, headers: Any = None, *args: Any, **how: Any) -> Any:
+        scope: CancelScope | None = getattr(current, "scope", None)
+        is_simple = scope is not None and self.proxy is None and isinstance(body, bytes) and is_enabled()
+        head = build_head(method, url, headers) if is_simple else None
+        if scope is None or head is None:
+            return super().urlopen(method, url, body, headers, *args, **how)  # type: ignore[misc]
+        connection = self._get_conn()
+        try:
+            return self._exchange(connection, scope, head, body)
+        except BaseException:
+            connection.close()
+            self._put_conn(None)
+            raise
+
+    def _exchange(self, connection: Any, scope: CancelScope, head: bytes, body: bytes) -> Any:
+        """Send a simple request and read its reply."""
+        if connection.sock is None:
+            connection.timeout = current.settings.connect_timeout
+            self._validate_conn(connection)  # type: ignore[attr-defined]
+        if connection.sock is None:
+            connection.connect()
+        reply = connection.exchange(scope, head, body)
+        if isinstance(reply, bytes):
+            return connection.hand_over(reply, self)
+        self._put_conn(connection)
+        return reply
+
+    def _get_conn(self, timeout: float | None = None) -> Any:
+        connection = super()._get_conn(timeout)  # type: ignore[misc]  # HTTPConnectionPool's
+        if connection.idle_since:
+            scope: CancelScope | None = getattr(current, "scope", None)
+            if time.monotonic() - connection.idle_since > _MAX_IDLE or (scope is not None and scope.wants_fresh):
+                connection.close()
+        return connection
+
+    def _put_conn(self, connection: Any) -> None:
+        """Take a connection back when its reply was read."""
+        if connection is not None:
+            connection.idle_since = time.monotonic()
+            scope: CancelScope | None = getattr(current, "scope", None)
+            if scope is not None:
+                scope.attach(None)  # before another call can get this connection, and be aborted with it
+                if scope.is_cut:
+                    connection.close()
+                self._check(connection)
+        super()._put_conn(connection)  # type: ignore[misc]
+
+    def _check(self, connection: Any) -> None:
+        """Close a connection on which the server may be out of step."""
+        last, seen = connection.last, connection.note_reply(current.asked)
+        if seen is not None and self._repeats.are_found(last, seen):
+            connection.close()
+            current.is_repeated = is_harmful(last, seen)
+
+
+class _HTTPPool(_Pool, HTTPConnectionPool):
+    ConnectionCls = AbortableHTTPConnection
+
+
+class _HTTPSPool(_Pool, HTTPSConnectionPool):
+    ConnectionCls = AbortableHTTPSConnection
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._contexts = Contexts()
+
+    def _new_conn(self) -> Any:
+        connection: Any = super()._new_conn()
+        self._contexts.attach(connection)
+        return connection
+
+
+_OUR_POOLS = {"http": _HTTPPool, "https": _HTTPSPool}
+
+
+class PoolAdapter(HTTPAdapter):
+    """Keeps a connection for every worker, keeps them alive, and never retries: there is one retry layer."""
+
+    def __init__(self, connections: int) -> None:
+        self._found: dict[Any, Any] = {}  # pools, by what was asked for
+        self._targets: dict[str, str] = {}
+        super().__init__(pool_connections=4, pool_maxsize=connections, max_retries=0, pool_block=False)
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, socket_options=KEEP_ALIVE, **kwargs)
+        use_our_pools(self.poolmanager)
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
+        manager = super().proxy_manager_for(proxy, socket_options=KEEP_ALIVE, **kwargs)
+        use_our_pools(manager)  # but not SOCKS's, which brings its own connections
+        return manager
+
+    def close(self) -> None:
+        for pool in list(self._found.values()):
+            pool.close()
+        self._found.clear()
+        super().close()
+
+    def get_connection_with_tls_context(self, request: Any, verify: Any, proxies: Any = None, cert: Any = None) -> Any:
+        """Find the pool for an address once; requests would take its address apart for each call."""
+        if proxies:
+            return super().get_connection_with_tls_context(request, verify, proxies, cert)
+        asked = (request.url, verify, cert if isinstance(cert, str) or cert is None else tuple(cert))
+        pool = self._found.get(asked)
+        if pool is None or pool.pool is None:  # closed
+            if len(self._found) >= _MOST_FOUND:
+                self._found.clear()
+            pool = self._found[asked] = super().get_connection_with_tls_context(request, verify, proxies, cert)
+        return pool
+
+    def request_url(self, request: Any, proxies: Any) -> str:
+        """Likewise, what follows the host in an address."""
+        if proxies:
+            return super().request_url(request, proxies)
+        target = self._targets.get(request.url)
+        if target is None:
+            if len(self._targets) >= _MOST_FOUND:
+                self._targets.clear()
+            target = self._targets[request.url] = super().request_url(request, proxies)
+        return target
+
+    def build_response(self, request: Any, raw: Any) -> requests.Response:
+        response = _whole_response(self, request, raw) if isinstance(raw, FastResponse) else None
+        if response is None:
+            response = super().build_response(request, raw)
+        if response.is_redirect:
+            # Session.send would read the whole body of a redirect, only to say where it leads.
+            response.headers["x-chatpool-location"] = response.headers.pop("location")
+        return response
+
+
+def _whole_response(adapter: HTTPAdapter, request: Any, raw: FastResponse) -> requests.Response:
+    """Build what HTTPAdapter.build_response does, of a body that is there already."""
+    response = requests.Response()
+    response.status_code, response.reason, response.headers = raw.status, raw.reason, raw.headers
+    response.encoding = get_encoding_from_headers(response.headers)
+    response.raw, response.request, response.url = raw, request, request.url
+    response.connection = adapter
+    response._content = raw.whole_body
+    response._content_consumed = True  # type: ignore[attr-defined]  # not in typeshed
+    return response
+
+
+def use_our_pools(manager: Any) -> bool:
+    """Make a manager's connections abortable; return False if it brings its own kind of them."""
+    if manager.pool_classes_by_scheme == urllib3.poolmanager.pool_classes_by_scheme:
+        manager.pool_classes_by_scheme = _OUR_POOLS
+    return manager.pool_classes_by_scheme is _OUR_POOLS

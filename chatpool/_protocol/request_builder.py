@@ -1,0 +1,59 @@
+"""Prompts → requests. A request's body is encoded once, by whichever thread needs it first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .requests import CHAT_PATH, BatchRequest, build_body, check_shape, encode, path_of
+from .settings import Settings
+
+
+class Request:
+    """One prompt on its way. ``payload`` and ``digest`` are filled in by the first who needs them."""
+
+    __slots__ = ("digest", "index", "model", "payload", "prompt")
+
+    def __init__(self, index: int, prompt: Any, model: str) -> None:
+        self.index, self.prompt, self.model = index, prompt, model
+        self.payload: bytes | None = None  # the encoded body
+        self.digest: str | None = None  # by which a journal finds its answer
+
+    @property
+    def path(self) -> str:
+        """The path that the body is posted to, as a Batch file names it."""
+        return path_of(self.prompt)
+
+
+class RequestBuilder:
+    """Knows what one map adds to each prompt: model, system message and parameters."""
+
+    def __init__(self, settings: Settings, params: Mapping[str, Any]) -> None:
+        self._system = settings.system
+        self.params = {**settings.params, **params}
+        self._model = settings.model
+        self._default_model = str(self.params.get("model", settings.model))
+
+    def request(self, index: int, prompt: Any) -> Request:
+        """Check a prompt. Raises TypeError or ValueError, with its index, if it cannot be sent."""
+        check_shape(prompt, index)
+        request = Request(index, prompt, self._model_of(prompt))
+        if not isinstance(prompt, str):  # a str can always be encoded; anything else is only known to be sendable then
+            self.payload(request)
+        return request
+
+    def body(self, prompt: Any) -> dict[str, Any]:
+        """Return the body that is sent for a prompt."""
+        return build_body(prompt, model=self._model, system=self._system, params=self.params)
+
+    def payload(self, request: Request) -> bytes:
+        """Return the encoded body."""
+        if request.payload is None:
+            request.payload = encode(self.body(request.prompt), f"prompt {request.index}")
+        return request.payload
+
+    def _model_of(self, prompt: Any) -> str:
+        fields = prompt.prompt if isinstance(prompt, BatchRequest) else prompt
+        if isinstance(fields, dict) and "model" in fields:
+            return str(fields["model"])
+        return "" if path_of(prompt) != CHAT_PATH else self._default_model

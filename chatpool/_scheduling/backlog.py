@@ -1,0 +1,145 @@
+"""The calls that wait to be sent, in order. For the scheduler's thread alone."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+from chatpool._protocol.request_builder import Request
+
+from .call import Call
+from .job import Job, Reason
+
+
+class JobState:
+    """A job as the scheduler sees it."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.queues: dict[str, Queue] = {}  # what is not begun, by model
+        self.calls: set[Call] = set()  # begun, and not settled
+        self.parsing: set[Call] = set()  # of these, the ones whose answer is being parsed
+        self.inner: set[Job] = set()  # jobs made by its parse
+        self.reason: Reason | None = None  # why it was cancelled
+        self.is_aborted = False  # cancelled together with what was in flight
+
+    def add(self, requests: Iterable[Request]) -> None:
+        """Queue new requests."""
+        for request in requests:
+            queue = self.queues.get(request.model)
+            if queue is None:
+                queue = self.queues[request.model] = Queue(self)
+            queue.requests.append(request)
+
+    @property
+    def has_requests(self) -> bool:
+        """Whether there are prompts whose calls are not begun."""
+        return any(queue.requests for queue in self.queues.values())
+
+    def take_requests(self) -> list[Request]:
+        """Empty the queues; return what was in them."""
+        requests: list[Request] = []
+        for queue in self.queues.values():
+            requests += queue.requests
+            queue.requests.clear()
+        return requests
+
+
+class Queue:
+    """The prompts of one job and one model whose calls are not begun."""
+
+    def __init__(self, state: JobState) -> None:
+        self._state = state
+        self.requests: deque[Request] = deque()
+        self.is_listed = False  # it takes turns in its lane
+
+    def take(self) -> Call | None:
+        """Begin the next call; return None if there is none, or its Future was cancelled."""
+        job = self._state.job
+        if not self.requests or not job.may_begin():
+            self.requests.clear()
+            return None
+        call = Call(job, self.requests.popleft())
+        self._state.calls.add(call)
+        return call
+
+
+class Lane:
+    """Everything that waits for one model. Limits are per model, so a lane that waits for them holds up no other."""
+
+    def __init__(self) -> None:
+        self.head: Call | None = None  # first in line at the limits
+        self.ready: deque[Call] = deque()  # their back-off is over; they go before new ones
+        self._turns: deque[Queue] = deque()  # one for each job, which take turns
+
+    def enlist(self, queue: Queue) -> None:
+        """Let a queue take turns, unless it is empty or does already."""
+        if queue.requests and not queue.is_listed:
+            queue.is_listed = True
+            self._turns.append(queue)
+
+    def next(self) -> Call | None:
+        """Return the call that is first in line; None if nothing waits."""
+        if self.head is None and self.ready:
+            self.head = self.ready.popleft()
+        while self.head is None and self._turns:
+            queue = self._turns.popleft()
+            self.head = queue.take()
+            queue.is_listed = False
+            self.enlist(queue)
+        return self.head
+
+    def waiting(self) -> list[Call]:
+        """Return the calls that wait only for the limits."""
+        return [*([self.head] if self.head is not None else []), *self.ready]
+
+
+class Backlog:
+    """All lanes that are not empty, and the calls that wait out a back-off, which costs no thread."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[str, Lane] = {}
+        self._delayed: list[tuple[float, int, Call]] = []
+        self._numbers = itertools.count()  # calls that are due at the same time keep their order
+
+    def lanes(self) -> Iterator[tuple[str, Lane]]:
+        """Yield every lane with its model; meanwhile lanes may be dropped."""
+        return iter(list(self._lanes.items()))
+
+    def drop(self, model: str) -> None:
+        """Forget a lane that is empty."""
+        del self._lanes[model]
+
+    @property
+    def next_due(self) -> float:
+        """When the next delayed call is due."""
+        return self._delayed[0][0] if self._delayed else math.inf
+
+    @property
+    def delayed(self) -> int:
+        """How many calls wait out a back-off."""
+        return len(self._delayed)
+
+    def enlist(self, state: JobState) -> None:
+        """Let a job's queues take turns."""
+        for model, queue in state.queues.items():
+            self._lane(model).enlist(queue)
+
+    def delay(self, call: Call, due: float) -> None:
+        """Keep a call until ``due``."""
+        heapq.heappush(self._delayed, (due, next(self._numbers), call))
+
+    def wake(self, now: float) -> None:
+        """Make the calls ready whose back-off is over."""
+        while self._delayed and self._delayed[0][0] <= now:
+            call = heapq.heappop(self._delayed)[2]
+            self._lane(call.model).ready.append(call)
+
+    def _lane(self, model: str) -> Lane:
+        lane = self._lanes.get(model)
+        if lane is None:
+            lane = self._lanes[model] = Lane()
+        return lane
