@@ -1,8 +1,8 @@
-"""What servers say, and what it means: the tables by which replies are judged. A new provider's dialect is a new line.
+"""The words of servers and their meaning: tables by which replies are judged. A provider's dialect is a line in them.
 
-Every row ends with where the words were seen. ``docs/faults.md`` shows these tables; a test compares the two. Words are
-written in lower case with underscores here, and compared so: see ``word``. The names in ``CODES`` are patterns, each of
-which has to match a whole name.
+Each row ends with the servers that use the words. ``docs/faults.md`` shows these tables, and a test compares the two.
+The words are in lower case with underscores, and compared in that form: see ``word``. The names in ``CODES`` are
+patterns; each matches a whole name.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ _OTHER = re.compile(r"[^a-z0-9]+")
 
 
 def word(name: Any) -> str:
-    """Return a name as the tables spell it: ``AccountOverdueError`` and ``account-overdue error`` are the same word."""
+    """Return a name in the form of the tables: ``AccountOverdueError`` and ``account-overdue error`` are the same."""
     return _OTHER.sub("_", _HUMP.sub("_", str(name)).lower()).strip("_")
 
 
-# Why a model stopped. What is not listed, and comes with text, is an answer.
+# Finish reasons. Text with any other reason is an answer.
 
 STOP, LENGTH, FILTER, BROKEN_OFF = "stop", "length", "content_filter", "error"
 
@@ -49,7 +49,7 @@ FINISH_REASONS = [
     (BROKEN_OFF, "cancelled canceled cancel user_cancel", "the Responses API, Cohere"),
     (BROKEN_OFF, "failed server_error internal_error timeout overloaded interrupted", "gateways"),
     (BROKEN_OFF, "malformed_function_call malformed_response unexpected_tool_call", "Gemini"),
-    (BROKEN_OFF, "load unload", "Ollama: the model was loaded, and nothing generated"),
+    (BROKEN_OFF, "load unload", "Ollama: it only loaded the model"),
 ]
 _MEANING_OF_REASON = {reason: meaning for meaning, reasons, _ in FINISH_REASONS for reason in reasons.split()}
 
@@ -57,8 +57,8 @@ _MEANING_OF_REASON = {reason: meaning for meaning, reasons, _ in FINISH_REASONS 
 def finish_meaning(reason: Any) -> str | None:
     """Return STOP, LENGTH, FILTER or BROKEN_OFF for a finish reason; None for any other.
 
-    A word behind a colon explains it further, one before a dot is an enumeration's name; SGLang's own replies hold an
-    object with a ``type``.
+    Text after a colon is a detail, text before a dot the name of an enumeration. SGLang also sends an object with a
+    ``type``.
     """
     if isinstance(reason, dict):
         reason = reason.get("type")
@@ -68,25 +68,25 @@ def finish_meaning(reason: Any) -> str | None:
     return _MEANING_OF_REASON.get(name.replace("finish_reason_", "", 1))
 
 
-# HTTP statuses that do not mean what their class says. Every other 4xx is final, every 5xx is tried again.
+# Statuses. Every 5xx is retried, and no other 4xx is.
 
 TRANSIENT_STATUSES = [
     (408, "Request Timeout", "RFC 9110; retried by OpenAI's SDK, too"),
     (409, "Conflict", "retried by OpenAI's SDK, too"),
     (424, "generation failed", "TGI, Bedrock"),
     (425, "Too Early", "RFC 8470"),
-    (429, "rate limit", "RFC 6585; a spent account has the same status, see the codes"),
+    (429, "rate limit", "RFC 6585; also for an empty account, see the codes"),
     (498, "no capacity", "Groq's flex tier"),
     (499, "cancelled under load", "Gemini, nginx"),
 ]
 OVERLOAD_STATUSES = [
-    (429, "rate limit", "everybody"),
+    (429, "rate limit", "all"),
     (498, "no capacity", "Groq's flex tier"),
     (503, "overloaded", "Gemini, DeepSeek, Mistral, vLLM, Ollama"),
     (529, "overloaded", "Anthropic, MiniMax"),
 ]
 
-# Codes and types. Where several names of one error are listed, the meaning that stands further up counts.
+# Codes and types. If an error has several of these names, the first meaning counts.
 
 SPENT, IN_FLIGHT, MODEL_FAILED, TOO_LARGE, FILTERED, BAD_KEY = (
     "account spent", "too much in flight", "model failed", "prompt too large", "content filter", "wrong key",
@@ -100,13 +100,13 @@ CODES = [
     (SPENT, "(organization|project|enforced)_.*_limit_(exceeded|reached)", "OpenAI, Anthropic"),
     (SPENT, "usage_limit_(reached|exceeded)", "Codex"),
     (SPENT, "exceeded_current_quota(_error)?", "Moonshot"),
-    (SPENT, ".*per_day.*", "Gemini: the quotaId of a day"),
+    (SPENT, ".*per_day.*", "Gemini: the quotaId for a day"),
     (SPENT, "arrearage account_arrearage .*free_tier_only", "Alibaba Model Studio"),
     (SPENT, "account_overdue(_error)?", "Volcengine Ark"),
     (SPENT, "(insufficient|not_enough|no|low|out_of)_([a-z]+_)?(quota|balance|credits?|funds?)", "One API, Novita"),
     (SPENT, "payment_required(_error)? .*spend(ing)?_limit.*", "gateways"),
     (SPENT, "(budget_exceeded|exceeded_budget)(_error)?", "LiteLLM"),
-    (SPENT, "1113 1304 1308 1309 1310", "Z.AI: no balance; the limit of a day, some hours, a week; plan expired"),
+    (SPENT, "1113 1304 1308 1309 1310", "Z.AI: no balance; the limit of a day, a week; expired plan"),
     (SPENT, "base_resp_(1008|2056)", "MiniMax: no balance; the limit of five hours"),
     (SPENT, "30001 30011", "SiliconFlow: no balance"),
     (SPENT, "openrouter_(key_limit|guardrail_budget|workspace_budget)", "OpenRouter"),
@@ -131,8 +131,8 @@ CODES = [
     (BAD_KEY, "base_resp_(1004|2049)", "MiniMax"),
     (RATE, "rate_limit.* .*rate_limit(ed|_exceeded|_reached)?(_error)? too_many_.*", "OpenAI, Mistral, Moonshot"),
     (RATE, "throttl.* limit_requests limit_burst_rate", "AWS, Alibaba Model Studio"),
-    (RATE, "resource_exhausted .*quota_exceeded(_exception)?", "Google; Cerebras says so of its limits of a minute"),
-    (RATE, "credit_limit", "Together: the limit of a minute of an account that has not paid"),
+    (RATE, "resource_exhausted .*quota_exceeded(_exception)?", "Google; Cerebras, for its limits of a minute"),
+    (RATE, "credit_limit", "Together: the rate limit of a free account"),
     (RATE, "base_resp_(1002|1039|1041|2045)", "MiniMax"),
     (OVERLOADED, "(.*_)?overloaded(_error)?", "Anthropic, OpenAI, Moonshot, TGI"),
     (OVERLOADED, "(.*_)?unavailable(_error|_exception)?", "Google, llama.cpp, Bedrock"),
@@ -145,7 +145,7 @@ CODES = [
     (SERVER, "(internal_)?server_error internal(_error)? api_error", "OpenAI, Google, Anthropic, Ollama"),
     (SERVER, "cancelled unknown(_error)? internal_failure upstream_error bad_gateway", "Google, AWS, gateways"),
     (SERVER, "base_resp_(1000|1024|1033)", "MiniMax"),
-    (BAD_REQUEST, "(invalid|bad|unsupported|missing)_.* validation_(error|exception)", "everybody"),
+    (BAD_REQUEST, "(invalid|bad|unsupported|missing)_.* validation_(error|exception)", "all"),
     (BAD_REQUEST, "failed_precondition base_resp_(1042|2013)", "Google, MiniMax"),
 ]
 _PATTERNS = {
@@ -153,19 +153,18 @@ _PATTERNS = {
     for meaning in dict.fromkeys(meaning for meaning, _, _ in CODES)
 }
 
-# The status that stands for a code where the reply's own status says nothing: in a 200.
+# The status of an error in a 2xx, by the meaning of its code.
 STATUS_OF = {
     SPENT: 402, IN_FLIGHT: 402, MODEL_FAILED: 400, TOO_LARGE: 400, FILTERED: 400, BAD_KEY: 401, RATE: 429,
     OVERLOADED: 503, NO_PERMISSION: 403, NOT_FOUND: 404, TIMEOUT: 504, SERVER: 500, BAD_REQUEST: 400,
 }  # fmt: skip
 
-# Names that mean something else at one host.
+# Codes that have another meaning at one host.
 AT_HOST = [
     ("aliyuncs.com", "insufficient_quota", RATE, "Alibaba Model Studio: the limit of tokens a minute"),
 ]
 
-# The last resort, for an error inside a 200 that has no code: its words. Never "quota", "credit" or "billing": rate
-# limits have them, too.
+# Words of an error in a 2xx that has no code. Never "quota", "credit" or "billing": rate limits have these words, too.
 WORDS = [
     (BAD_KEY, r"\b(invalid|incorrect|wrong|missing|no) api[ _-]?key\b", "gateways"),
     (NOT_FOUND, r"\bunexpected endpoint\b", "LM Studio"),
@@ -178,17 +177,17 @@ WORDS = [
 ]
 _WORDS = [(meaning, re.compile(pattern, re.IGNORECASE)) for meaning, pattern, _ in WORDS]
 
-# The name of a limit within a message, where no field has it.
+# Names of limits in a message, if no field has them.
 SPENT_LIMITS = [
     ("free-models-per-day", "OpenRouter"),
 ]
 
-# What web frameworks say of a path that they do not have, in a 404 or 405 without a code.
+# Messages of web frameworks for an unknown path, in a 404 or 405 without a code.
 PATH_WORDS = ("not_found", "method_not_allowed", "404_page_not_found", "file_not_found", "resource_not_found")
 
 
 def code_meaning(names: Iterable[str], host: str = "") -> tuple[str, str] | None:
-    """Return the meaning of an error that bears these names, and which of them says so; None if no table has them."""
+    """Return the meaning of an error with these names, and the name that has it; None if no table has them."""
     words = {word(name): name for name in reversed(list(names))}
     for place, name, meaning, _ in AT_HOST:
         if name in words and (host == place or host.endswith("." + place)):
@@ -206,5 +205,5 @@ def words_meaning(message: str) -> str | None:
 
 
 def names_spent_limit(message: str) -> bool:
-    """Whether a message names a limit that no waiting of ours outlasts."""
+    """Whether a message names a limit for a day or longer."""
     return any(limit in message for limit, _ in SPENT_LIMITS)

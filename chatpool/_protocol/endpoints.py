@@ -1,4 +1,4 @@
-"""What the replies of each endpoint hold: chat, completions, responses, embeddings. Shapes, not verdicts."""
+"""Finds the answer in the reply of each endpoint: chat, completions, responses, embeddings."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from .dialects import BROKEN_OFF, finish_meaning
 from .message import content_text, has_other_content, reasoning_text, refusal_text
 from .shown import show_name
 
-# A reply of any other endpoint holds its answer in one of these: responses, completions, embeddings and images,
-# moderations and rerankings, Cohere's embeddings.
+# Fields with the answer of other endpoints: responses; completions; embeddings and images; moderations and reranking;
+# Cohere's embeddings.
 ANSWER_FIELDS = ("output", "choices", "data", "results", "embeddings")
-# Fields beside finish_reason that hold the model's own word for it, where a gateway translates it.
+# Fields in which gateways keep the finish reason that they translated.
 _NATIVE_REASONS = ("native_finish_reason", "provider_specific_fields")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer as it stands in a reply. ``text`` is None where the content is neither text nor absent.
+    """The answer in a reply. ``text``: None if the content is not valid.
 
-    ``finish_reason``: in OpenAI's words, where the tables know the server's. ``has_content``: any answer, text or not.
+    ``finish_reason``: in OpenAI's words, if the tables have the server's. ``has_content``: whether there is any answer.
     """
 
     text: str | None
@@ -31,21 +31,21 @@ class Answer:
 
 
 def first_choice(document: dict[str, Any]) -> dict[str, Any]:
-    """Return the first choice; an empty one if there is none."""
+    """Return the first choice, or an empty dict."""
     choices = document.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     return choice if isinstance(choice, dict) else {}
 
 
 def chat_answer(document: dict[str, Any]) -> Answer | None:
-    """Return the answer of a chat completion; None if the document is no chat completion."""
+    """Return the answer of a chat completion; None if the document is not one."""
     choice = first_choice(document)
     message = choice.get("message")
     return _message_answer(choice, message) if isinstance(message, dict) and message else None
 
 
 def any_answer(document: dict[str, Any]) -> Answer | None:
-    """Return the answer of any other endpoint; None if the document holds none."""
+    """Return the answer of any other endpoint; None if the document has none."""
     field = next((name for name in ANSWER_FIELDS if name in document), None)
     parts = document.get(field) if field else None
     if field == "output" or document.get("object") == "response":
@@ -69,7 +69,7 @@ def _message_answer(choice: dict[str, Any], message: dict[str, Any]) -> Answer:
 
 
 def _completion_answer(choice: dict[str, Any]) -> Answer | None:
-    if isinstance(choice.get("message"), dict):  # a chat completion, whatever was asked for
+    if isinstance(choice.get("message"), dict):  # a chat completion at another endpoint
         return _message_answer(choice, choice["message"])
     text = choice.get("text")
     if not isinstance(text, str):
@@ -94,7 +94,7 @@ def _response_answer(document: dict[str, Any], output: list[Any]) -> Answer:
 
 
 def _response_reason(document: dict[str, Any]) -> str | None:
-    """Return the finish reason that a response's ``status`` amounts to."""
+    """Return the finish reason for the ``status`` of a response."""
     status, details = document.get("status"), document.get("incomplete_details")
     if status == "incomplete" and isinstance(details, dict):
         status = details.get("reason")
@@ -107,13 +107,13 @@ def _finish_reason(choice: dict[str, Any]) -> str | None:
 
 
 def _native_reasons(choice: dict[str, Any]) -> list[Any]:
-    """LiteLLM makes DeepSeek's insufficient_system_resource a stop, and keeps the word in an inner object."""
+    """LiteLLM translates DeepSeek's insufficient_system_resource to stop, and keeps it in an inner object."""
     first, inner = (choice.get(name) for name in _NATIVE_REASONS)
     return [first, inner.get("native_finish_reason") if isinstance(inner, dict) else None]
 
 
 def _in_openais_words(reason: Any) -> str | None:
-    """An answer that broke off keeps the server's word for it, and so does what no table has."""
+    """Return OpenAI's word for a finish reason; the server's own for an incomplete answer, or an unknown one."""
     meaning = finish_meaning(reason)
     if meaning is not None and meaning != BROKEN_OFF:
         return meaning

@@ -1,4 +1,4 @@
-"""What the body of a failed reply says: its message, and the names that it gives the error. Shapes, not meanings."""
+"""Reads the message and the names of an error from a reply's body, whatever its shape."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from typing import Any
 
 from .shown import show_name
 
-# Where an error's message stands; the first that holds any text counts.
+# Fields with an error's message. The first that has text counts.
 MESSAGE_FIELDS = (
     "message", "msg", "error_message", "errorMessage", "error_msg", "errmsg", "status_msg", "error_description",
     "error", "errors", "detail", "base_resp", "description", "title",
 )  # fmt: skip
-# Where an error's names stand.
+# Fields with an error's names.
 NAME_FIELDS = (
     "code", "error_code", "errorCode", "err_code", "errcode", "status_code", "statusCode", "reason", "type",
     "error_type", "errorType", "__type", "status", "limit_source", "quotaId",
 )  # fmt: skip
-# Objects and lists that describe the error further.
+# Fields with objects or lists that describe the error.
 _INNER_FIELDS = ("error", "errors", "base_resp", "detail", "details", "violations", "metadata", "innererror")
-# Fields that only an error has, for a reply whose status says that all is well.
+# Fields that only errors have: in a 2xx without an answer they mark an error.
 _ERROR_FIELDS = (
     "errors", "error_code", "error_msg", "error_message", "errorMessage", "error_type", "err_code", "errcode",
     "errmsg", "detail",
 )  # fmt: skip
 
-BASE_RESP = "base_resp "  # before the numbers of MiniMax, which are others' too
-_NOTHING = frozenset({"", "0", "200", "ok", "none", "null", "success", "succeeded"})  # a code that names no error
+BASE_RESP = "base_resp "  # prefix for MiniMax's numbers, as others use the same ones
+_NOTHING = frozenset({"", "0", "200", "ok", "none", "null", "success", "succeeded"})  # codes that mean success
 _NOT_NAMES = frozenset({"error", "fail", "failed", "object", "about:blank"})
-_MOST_OBJECTS = 50  # of a body that are looked at
+_MOST_OBJECTS = 50  # of a body that are read
 _MOST_NAMES = 20
 _LONGEST_MESSAGE = 4000  # characters that are read
 _DEEPEST = 6
@@ -38,7 +38,7 @@ _DEEPEST = 6
 
 @dataclass(frozen=True)
 class ErrorBody:
-    """What a body says of its error. ``names``: its codes and types, the outermost first, safe to show."""
+    """An error as a body describes it. ``names``: its codes and types, the outermost first, safe to show."""
 
     message: str
     names: tuple[str, ...]
@@ -46,12 +46,12 @@ class ErrorBody:
 
     @property
     def status(self) -> int | None:
-        """The HTTP status among the names, where the reply's own is another."""
+        """The HTTP status among the names, or None."""
         return next((int(name) for name in self.names if name.isdecimal() and 400 <= int(name) <= 599), None)
 
 
 def read_error(document: Any) -> ErrorBody:
-    """Read the body of a reply that failed: an object, a list, or a text."""
+    """Read the JSON of a failed reply: an object, a list or a string."""
     message = _message(document)
     parameter = _parameter(document)
     if parameter and parameter not in message:
@@ -60,9 +60,9 @@ def read_error(document: Any) -> ErrorBody:
 
 
 def find_error(document: Any, *, has_answer: bool) -> ErrorBody | None:
-    """Return the error within a reply whose status says that all is well; None if there is none.
+    """Return the error in a 2xx; None if there is none.
 
-    An error object may be there beside an answer, and be empty. Where there is no answer, weaker signs count, too.
+    An error object next to an answer may be empty. Without an answer, weaker signs of an error count, too.
     """
     if isinstance(document, list) and len(document) == 1:  # Gemini
         return find_error(document[0], has_answer=has_answer)
@@ -78,7 +78,7 @@ def find_error(document: Any, *, has_answer: bool) -> ErrorBody | None:
 
 
 def says_something(value: Any) -> bool:
-    """Whether a field that is there says anything: an error's code may be 0, null or "success"."""
+    """Whether a field has a meaning: the code of an error may also be 0, null or "success"."""
     if isinstance(value, dict):
         return any(says_something(part) for part in value.values())
     if isinstance(value, (list, tuple)):
@@ -113,7 +113,7 @@ def _message(value: Any, depth: int = 0) -> str:
 
 
 def _further(error: dict[str, Any], message: str) -> str:
-    """Add what explains a message: FastAPI says where in the body a mistake is, OpenRouter what the provider said."""
+    """Add details to a message: FastAPI's location in the body, and the provider's words from OpenRouter."""
     place, metadata = error.get("loc"), error.get("metadata")
     if message and isinstance(place, list) and place:
         return ".".join(str(step) for step in place[:5]) + f": {message}"

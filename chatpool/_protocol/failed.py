@@ -1,4 +1,4 @@
-"""A reply that reports an error → the error's class, code and message."""
+"""Failed reply → error: its class, status, code and message."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def fail_status(reply: Reply) -> NoReturn:
 
 
 def fail_embedded(reply: Reply, error: ErrorBody) -> NoReturn:
-    """Raise the error inside a 2xx: its code, else its type, else its words count as the status."""
+    """Raise the error in a 2xx: its status follows from its code, else its type, else its words."""
     found = code_meaning(error.names, _host(reply))
     meaning = found[0] if found else words_meaning(error.message)
     status = error.status or (STATUS_OF[meaning] if meaning else None)
     message = error.message or "no reason given"
     if meaning == FILTERED:
-        reply.fail(InvalidResponseError, f"withheld by the content filter: {message}", code="content_filter")
+        reply.fail(InvalidResponseError, f"blocked by the content filter: {message}", code="content_filter")
     if status is None:
         code = _shown(error.names[0]) if error.names else "error_in_200"
         reply.fail(InvalidResponseError, f"an error inside a {reply.status}: {message}", code=code)
@@ -73,7 +73,7 @@ def fail_without_json(reply: Reply) -> NoReturn:
     kind = reply.headers.get("content-type", "no content type")
     message = f"the reply ({kind}) is not valid JSON: {reply.json_error}"
     if reply.is_page:
-        message = f"a web page answers at base_url {reply.base_url}, and no chat API: {reply.text()}"
+        message = f"a web page, not a chat API, at base_url {reply.base_url}: {reply.text()}"
     reply.fail(InvalidResponseError, message, code="no_json")
 
 
@@ -91,7 +91,7 @@ def _fail_as(reply: Reply, status: int, error: ErrorBody, meaning: str | None = 
 
 
 def _class_of(reply: Reply, status: int, meaning: str | None, message: str) -> type[CallError]:
-    """The status decides, unless a code is more exact: an empty account, a wrong key, a limit may come as a 400."""
+    """Return the class for the status, unless a code is more exact: an empty account or a wrong key may be a 400."""
     passes = reply.retry_after is not None or meaning in (IN_FLIGHT, TOO_LARGE)
     if meaning == SPENT or (status == 402 and not passes) or (status == 429 and names_spent_limit(message)):
         return QuotaExceededError
@@ -105,7 +105,7 @@ def _class_of(reply: Reply, status: int, meaning: str | None, message: str) -> t
 
 
 def _wrong_path(reply: Reply, error: ErrorBody, message: str) -> str:
-    """A 404 or 405 without a code is probably of a web server that has no such path."""
+    """Return the message of a 404 or 405 without a code, probably of a web server without such a path."""
     message = shorten(" ".join(message.split()), 120)
     if isinstance(error.document, dict) and word(error.message) not in PATH_WORDS:
         return f"{message} (base_url {reply.base_url})"
@@ -113,7 +113,7 @@ def _wrong_path(reply: Reply, error: ErrorBody, message: str) -> str:
 
 
 def _exceeds_limit(message: str) -> bool:
-    """Whether a refusal says that this request alone is larger than the whole limit."""
+    """Whether a rate limit's message says that this request alone exceeds the whole limit."""
     if _TOO_LARGE_WORDS.search(message):
         return True
     limit, requested = _LIMIT.search(message), _REQUESTED.search(message)

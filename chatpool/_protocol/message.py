@@ -1,12 +1,12 @@
-"""What a model's message holds: text, reasoning, and what is neither."""
+"""Reads a model's message: text, reasoning, refusal, and other content."""
 
 from __future__ import annotations
 
 from typing import Any
 
-# Fields of a message that are an answer without any text.
+# Fields that are an answer without text.
 ANSWER_FIELDS = ("tool_calls", "function_call", "audio", "images", "image", "videos")
-# Fields that hold the model's reasoning; the first that has any counts, as OpenRouter sends two of them.
+# Fields with the model's reasoning. The first that has text counts: OpenRouter sends two of them.
 REASONING_FIELDS = (
     "reasoning_content",  # DeepSeek, vLLM, SGLang, Moonshot, Qwen
     "reasoning",  # OpenRouter, Groq, vLLM since 0.11, LM Studio
@@ -14,7 +14,7 @@ REASONING_FIELDS = (
     "thinking",  # Ollama
     "thinking_blocks",  # LiteLLM: a list of parts
 )
-# Types of the parts that a content or a reasoning is made of.
+# Types of the parts of a content.
 _REASONING_PARTS = frozenset({"thinking", "reasoning", "redacted_thinking", "reasoning_content"})
 _TEXT_PARTS = frozenset({"text", "output_text", "input_text", "refusal"})
 _TEXT_FIELDS = ("text", "thinking", "reasoning", "summary", "content", "reasoning_text")
@@ -22,7 +22,7 @@ _DEEPEST = 6
 
 
 def content_text(content: Any) -> str | None:
-    """Return the text of a message's content: a text, or a list of texts and parts. None for what can be no content."""
+    """Return the text of a content: a string, or a list of strings and parts. None if it is not valid."""
     if content is None:
         return ""
     if isinstance(content, str):
@@ -35,14 +35,14 @@ def content_text(content: Any) -> str | None:
 
 
 def has_other_content(message: dict[str, Any]) -> bool:
-    """Whether a message holds an answer that is no text: tool calls, images, audio."""
+    """Whether a message has an answer other than text: tool calls, images, audio."""
     content = message.get("content")
     parts = content if isinstance(content, list) else []
     return any(message.get(name) for name in ANSWER_FIELDS) or any(_is_other(part) for part in parts)
 
 
 def reasoning_text(message: dict[str, Any]) -> str | None:
-    """Return the reasoning in a message; None if it shows none. ``<think>`` within the text is left there."""
+    """Return the reasoning of a message, or None. ``<think>`` in the text is left there."""
     found = next((text for name in REASONING_FIELDS if (text := _joined(message.get(name)))), "")
     content = message.get("content")
     if not found and isinstance(content, list):
@@ -51,7 +51,7 @@ def reasoning_text(message: dict[str, Any]) -> str | None:
 
 
 def refusal_text(message: dict[str, Any]) -> str | None:
-    """Return the model's refusal, where it stands in a field or a part of its own."""
+    """Return the refusal of a message, from its own field or part, or None."""
     refusal, content = message.get("refusal"), message.get("content")
     if isinstance(refusal, str) and refusal.strip():
         return refusal
@@ -81,7 +81,7 @@ def _is_other(part: Any) -> bool:
 
 
 def _joined(value: Any, depth: int = 0) -> str:
-    """Return all text of a reasoning: a text, a list of parts, a part whose text is again a list of parts."""
+    """Return the text of a reasoning: a string, a list of parts, or a part that has a list of parts."""
     if isinstance(value, str):
         return value if value.strip() else ""
     if depth > _DEEPEST:

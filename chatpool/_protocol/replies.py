@@ -1,7 +1,7 @@
-"""Server's reply → answer, or the error that explains why there is none. Pure: no I/O, and the clock only for dates.
+"""Server's reply → answer, or the error that explains why there isn't one. Pure: no I/O; the clock only for dates.
 
-The words of servers and what they mean are in ``dialects``; the shapes of bodies in ``error_body``, ``message``,
-``endpoints``, ``usage`` and ``waits``; an error's class and code in ``failed``; what follows from it in ``judgement``.
+``dialects`` has the words of servers and their meaning; ``error_body``, ``message``, ``endpoints``, ``usage`` and
+``waits`` read the shapes of bodies; ``failed`` makes errors, and ``judgement`` decides what follows from them.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _Reader = Callable[[dict[str, Any]], Union[Answer, None]]
 
 @dataclass(frozen=True)
 class Completion:
-    """A reply that is a completion, whether or not its content is an answer.
+    """A completion, whether or not its content is an answer.
 
-    ``finish_reason``: in OpenAI's words, where the tables know the server's. ``has_content``: any answer, text or not.
+    ``finish_reason``: in OpenAI's words, if the tables have the server's. ``has_content``: whether there is any answer.
     """
 
     response: dict[str, Any]
@@ -41,17 +41,17 @@ class Completion:
 
 
 def read_completion(reply: Reply) -> Completion:
-    """Take a completion out of a reply; raise APIStatusError or InvalidResponseError if there is none."""
+    """Return the chat completion in a reply; raise APIStatusError or InvalidResponseError if there is none."""
     return _read(reply, chat_answer, "choices[0].message")
 
 
 def read_document(reply: Reply) -> Completion:
-    """Take the answer out of a reply of another endpoint than chat, by the same rules."""
+    """Return the answer in a reply of any other endpoint; raise the same errors, by the same rules."""
     return _read(reply, any_answer, "output, choices or data")
 
 
 def recall_completion(document: Any, *, is_chat: bool) -> Completion | None:
-    """Return the completion in a document that was read before; None if there is none."""
+    """Return the completion in JSON that was saved before; None if there is none."""
     reply = Reply(200, {}, b"")
     try:
         return _completion_in(reply, document, chat_answer if is_chat else any_answer, "answer")
@@ -60,14 +60,15 @@ def recall_completion(document: Any, *, is_chat: bool) -> Completion | None:
 
 
 def check_answer(reply: Reply, completion: Completion) -> None:
-    """Raise InvalidResponseError if a completion holds no answer: a refusal, filtered, broken off, or blank."""
+    """Raise InvalidResponseError if a completion is not an answer: refused, filtered, incomplete or blank."""
     reason, meaning = completion.finish_reason, finish_meaning(completion.finish_reason)
     if completion.refusal:
         reply.fail(InvalidResponseError, f"the model refused: {completion.refusal}", code="refusal")
     if meaning == FILTER:
-        reply.fail(InvalidResponseError, "the answer was withheld by the content filter", code="content_filter")
+        reply.fail(InvalidResponseError, "the answer was blocked by the content filter", code="content_filter")
     if meaning == BROKEN_OFF:
-        reply.fail(InvalidResponseError, f"the server broke the answer off ({reason})", code="broken_off")
+        message = f"the answer is incomplete, because the server failed ({reason})"
+        reply.fail(InvalidResponseError, message, code="broken_off")
     if reason in ("queued", "in_progress"):
         message = f"the response is {reason}; chatpool does not wait for responses in the background"
         reply.fail(InvalidResponseError, message, code="not_finished")
@@ -80,7 +81,7 @@ def check_answer(reply: Reply, completion: Completion) -> None:
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Return the seconds that a delay header asks to wait; None if it says nothing, or nothing sensible."""
+    """Return the seconds in a delay header; None if there is none, or no valid one."""
     return header_delay(headers, now)
 
 

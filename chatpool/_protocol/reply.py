@@ -1,4 +1,4 @@
-"""A whole HTTP reply: its JSON, its ids and waits, and how it becomes an error. Judges nothing."""
+"""A complete HTTP reply: its JSON, its request id, its delay, and the error that it is turned into."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .shown import LONGEST_MESSAGE, escape_lines, is_page, page_text, show_messa
 from .usage import read_usage
 from .waits import header_delay, hinted_delay
 
-codecs.lookup("utf-8-sig")  # loads it now: at the first reply there may be no file descriptor left to open it with
+codecs.lookup("utf-8-sig")  # load it now: at the first reply, there may be no file descriptors left to open it
 
 _REQUEST_ID_HEADERS = (
     "x-request-id", "request-id", "apim-request-id", "x-ms-request-id", "x-amzn-requestid", "x-oneapi-request-id",
     "trace-id", "cf-ray",
 )  # fmt: skip
 _LONGEST_INTEGER = 1000  # digits
-_START = 8 * LONGEST_MESSAGE  # bytes of a body that may be shown; more than that, as escapes and tags take room
+_START = 8 * LONGEST_MESSAGE  # bytes of a body that are read for an excerpt; tags and secrets are removed from them
 
 
 def _unchanged(text: str) -> str:
@@ -34,13 +34,13 @@ def _unchanged(text: str) -> str:
 
 @dataclass(frozen=True)
 class Reply:
-    """A whole HTTP reply. ``headers`` look-ups ignore case; ``redact`` removes the secrets from a text."""
+    """A complete HTTP reply. ``headers``: lookups ignore case. ``redact``: removes secrets from a text."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
     redact: Callable[[str], str] = field(default=_unchanged, repr=False)
-    base_url: str = ""  # fit to be shown
+    base_url: str = ""  # safe to show
 
     @property
     def is_success(self) -> bool:
@@ -49,7 +49,7 @@ class Reply:
 
     @property
     def document(self) -> Any:
-        """The body's JSON; None where it is not JSON, for which ``json_error`` gives the reason."""
+        """The body's JSON; None if it is not valid, see ``json_error``."""
         return self._parsed()[0]
 
     @property
@@ -59,12 +59,12 @@ class Reply:
 
     @property
     def usage(self) -> Usage | None:
-        """The tokens that the reply reports. They are paid for, whether or not it holds an answer."""
+        """The tokens that the reply reports. They are paid for even if it has no answer."""
         return read_usage(self.document)
 
     @property
     def request_id(self) -> str | None:
-        """The server's id of the request, from whichever header or field holds it."""
+        """The server's id of the request, from a header or the body."""
         found = next((value for name in _REQUEST_ID_HEADERS if (value := self.headers.get(name))), None)
         if found is None and isinstance(self.document, dict):
             found = self.document.get("request_id")
@@ -72,12 +72,12 @@ class Reply:
 
     @property
     def retry_after(self) -> float | None:
-        """Seconds that a header asks to wait, or None."""
+        """The delay in seconds that a header asks for, or None."""
         return header_delay(self.headers, time.time())
 
     @property
     def should_retry(self) -> bool | None:
-        """The server's word on whether another try is of use (``x-should-retry``, as OpenAI's SDK reads it)."""
+        """Whether the server wants a retry (``x-should-retry``, as in OpenAI's SDK), or None."""
         return {"true": True, "false": False}.get(self.headers.get("x-should-retry", "").strip().lower())
 
     @property
@@ -86,15 +86,15 @@ class Reply:
         return is_page(self._start())
 
     def excerpt(self) -> str:
-        """Return the start of the body, fit for an error."""
+        """Return the start of the body, safe to show."""
         return escape_lines(self._start())[:LONGEST_MESSAGE]
 
     def text(self) -> str:
-        """Return the start of the body as a person would read it: of a web page, its text."""
+        """Return the start of the body as one line; of a web page, its text."""
         return page_text(self._start()) if self.is_page else show_message(self._start())
 
     def fail(self, kind: type[CallError], message: str, *, status: int | None = None, code: Any = None) -> NoReturn:
-        """Raise ``kind`` with everything that the reply says."""
+        """Raise an error of class ``kind`` with the reply's details."""
         error = kind(
             show_message(self.redact(message)),
             status_code=self.status if status is None else status,
@@ -115,7 +115,7 @@ class Reply:
         return show_name(self.redact(value) if isinstance(value, str) else value)
 
     def _parsed(self) -> tuple[Any, str | None]:
-        # Not a cached_property: until Python 3.12 those share a lock, which a forked child could inherit locked.
+        # Not a cached_property: before Python 3.12 it has a lock for all instances, which a fork could copy while held.
         parsed: tuple[Any, str | None] | None = self.__dict__.get("_json")
         if parsed is None:
             parsed = self.__dict__["_json"] = _parse_json(self.body)
@@ -123,7 +123,7 @@ class Reply:
 
 
 def _parse_json(body: bytes) -> tuple[Any, str | None]:
-    """Return the JSON in a body, or the reason why it is none. A byte order mark or blank lines may precede it."""
+    """Return a body's JSON, or the reason why it is not valid. A byte order mark or blank lines may precede it."""
     try:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -132,7 +132,7 @@ def _parse_json(body: bytes) -> tuple[Any, str | None]:
     for decoder in (_decoder, _lenient_decoder) if text.strip() else ():
         try:
             return decoder.decode(text), None
-        except (ValueError, RecursionError) as error:  # bad JSON, a huge integer; nested too deep
+        except (ValueError, RecursionError) as error:  # invalid JSON, a huge integer; too many levels
             reason = f"{type(error).__name__}: {error}"
     return None, reason
 
@@ -150,6 +150,6 @@ def _constant(name: str) -> None:
     """NaN and Infinity, which JSON does not have but some servers send, become null (sglang#20323)."""
 
 
-# The second reads integers of thousands of digits, which newer Pythons refuse, as null. It is slower.
+# The second one, which is slower, reads integers of thousands of digits as null; Python 3.11 rejects them.
 _decoder = json.JSONDecoder(parse_constant=_constant, parse_float=_finite)
 _lenient_decoder = json.JSONDecoder(parse_constant=_constant, parse_float=_finite, parse_int=_integer)

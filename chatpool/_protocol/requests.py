@@ -12,7 +12,7 @@ Prompt = Union[str, list[dict[str, Any]], dict[str, Any]]
 
 CHAT_PATH = "/v1/chat/completions"
 BYTES_A_TOKEN = 4
-TOKENS_A_PICTURE = 1000  # a guess: OpenAI counts 85 to 1,105 for a picture, and far fewer for its base64's bytes
+TOKENS_A_PICTURE = 1000  # a guess; OpenAI counts 85 tokens for a small picture, about 1,100 for a large one
 _MISSING = ("NoneType", "NAType", "NaTType")  # types of None and of pandas' missing values
 _VERSION = "/v1"
 _MEDIA_TYPE = re.compile(r"image|audio|video|file|document")
@@ -115,16 +115,16 @@ def encode(value: Any, name: str) -> bytes:
 
 
 def path_of(prompt: Any) -> str:
-    """Return the path that a prompt is posted to, as a Batch file names it. Azure's Batch files leave ``/v1`` out."""
+    """Return the path of the endpoint that a prompt is posted to, as in a Batch file; Azure's have no ``/v1``."""
     path = prompt.path if isinstance(prompt, BatchRequest) else CHAT_PATH
     return path if path.startswith(_VERSION + "/") else _VERSION + path
 
 
 class TokenEstimate(NamedTuple):
-    """A guess at what a request will cost, in tokens.
+    """An estimate of a request's tokens.
 
-    ``text``: of the prompt's text. ``media``: of its pictures, audio and files, a flat guess each. ``answer``: the
-    longest answer that the request allows, 0 if it sets no limit.
+    ``text``: of the prompt's text. ``media``: of its pictures, audio and files, the same guess for each. ``answer``:
+    the longest answer that the request allows; 0 if it sets no limit.
     """
 
     text: int
@@ -133,27 +133,27 @@ class TokenEstimate(NamedTuple):
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum."""
         return sum(self)
 
 
 def estimate(payload: bytes, body: Mapping[str, Any]) -> TokenEstimate:
-    """Guess what a request will cost: a token for four bytes of text, and as many for the answer as it may have.
+    """Estimate a request's tokens: one for four bytes of text, and as many for the answer as the request allows.
 
-    Four characters of English a token is OpenAI's own rule of thumb; JSON's escapes bring other scripts near theirs.
-    Base64 is left out: servers count a picture by its size on the screen.
+    Four characters of English per token is OpenAI's own rule of thumb; JSON's escapes make it fit other scripts too.
+    Base64 is not counted: servers count a picture by its width and height.
     """
     parts, hidden = _media(body.get("messages", body.get("input")))
     return TokenEstimate((len(payload) - hidden) // BYTES_A_TOKEN, parts * TOKENS_A_PICTURE, longest_answer(body) or 0)
 
 
 def estimate_tokens(payload: bytes, body: Mapping[str, Any]) -> int:
-    """Guess what a request will cost, all together."""
+    """Return the sum of ``estimate``."""
     return estimate(payload, body).total
 
 
 def _media(value: Any) -> tuple[int, int]:
-    """Return how many pictures, audio and files there are, and how many bytes of base64."""
+    """Return the number of pictures, audio and files, and their bytes of base64."""
     if isinstance(value, dict):
         if _MEDIA_TYPE.search(str(value.get("type", ""))):
             return 1, _base64_bytes(value)

@@ -16,8 +16,8 @@ PathLike = Union[str, "os.PathLike[str]"]
 class Usage:
     """Tokens, as the server counted them.
 
-    ``cached_tokens``: of the prompt's, those that the server had in its cache. ``reasoning_tokens``: those that the
-    model spent on thinking; most servers count them among ``completion_tokens``, xAI does not.
+    ``cached_tokens``: tokens of the prompt that were in the server's cache. ``reasoning_tokens``: tokens of the
+    reasoning; most servers include them in ``completion_tokens``, xAI does not.
     """
 
     prompt_tokens: int = 0
@@ -93,7 +93,7 @@ class ChatResult:
 
     @property
     def message(self) -> dict[str, Any]:
-        """The whole message of the model, with its tool calls, images and audio; empty if there is none."""
+        """The model's message with its tool calls, images and audio; empty if there is none."""
         choices = (self.response or {}).get("choices")
         choice = choices[0] if isinstance(choices, list) and choices else None
         message = choice.get("message") if isinstance(choice, dict) else None

@@ -1,4 +1,4 @@
-"""Text from a server, made safe to show: no control characters, and of a bounded length."""
+"""Makes text from a server safe to show: escapes control characters and limits the length."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ from typing import Any
 LONGEST_NAME = 100  # characters of a code or a request id
 LONGEST_MESSAGE = 500  # characters of an error's message, and of the excerpt of a reply's body
 
-# C0, DEL and C1; marks that change the direction of text; line and paragraph separators; lone surrogates, which no
-# terminal's encoding has. They could forge lines of a log or control a terminal.
+# C0, DEL and C1; line and paragraph separators; characters that change the direction of text; lone surrogates, which
+# cannot be encoded. They could forge lines of a log, or control a terminal.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _UNSAFE_IN_LINES = re.compile("(?![\n\t])" + _UNSAFE.pattern)
 
-_PAGE_START = 4096  # characters; the patterns below need quadratic time on hostile input
+_PAGE_START = 4096  # characters; on hostile input, the patterns below take quadratic time
 _INVISIBLE = re.compile(r"<!--.*?-->|<(script|style|svg|head)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title", re.DOTALL | re.IGNORECASE)
 _TAG = re.compile(r"<[^<>]*>?")
-# html.unescape would bring a table of 2,231 names, whose import takes longer than that of this package.
+# html.unescape is avoided: importing its table of 2,231 names takes longer than importing this package.
 _ENTITIES = {"&nbsp;": " ", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'", "&amp;": "&"}
 
 
 def escape(text: str, unsafe: re.Pattern[str] = _UNSAFE) -> str:
-    """Write control characters as Python would: ESC becomes ``\\x1b``."""
+    """Escape control characters as Python does: ESC becomes ``\\x1b``."""
     return unsafe.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def escape_lines(text: str) -> str:
-    """The same for a text of several lines."""
+    """Escape control characters, but keep line breaks and tabs."""
     return escape(text, _UNSAFE_IN_LINES)
 
 
 def shorten(text: str, longest: int = LONGEST_MESSAGE) -> str:
-    """Cut a text, and mark the cut."""
+    """Return a text of at most ``longest`` characters, with an ellipsis if it was cut."""
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def show_name(value: Any) -> str | None:
-    """Return a code or an id on one short line; None for what is neither text nor a number, or is empty."""
+    """Return a code or an id as one short line; None if it is empty, or neither a string nor a number."""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         return None
     text = value if isinstance(value, str) else repr(value)
@@ -45,7 +45,7 @@ def show_name(value: Any) -> str | None:
 
 
 def show_message(text: str) -> str:
-    """Return a message on one line."""
+    """Return a message as one line."""
     return shorten(escape(" ".join(text.split())))
 
 

@@ -1,4 +1,4 @@
-"""How many tokens a reply says it cost."""
+"""Reads the token counts of a reply."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 from .results import Usage
 
-# The longest context on offer holds 10 million tokens (Llama 4 Scout). A larger count is an error of the server's.
+# The longest context of a model is 10 million tokens (Llama 4 Scout). A larger count is an error of the server.
 _MOST_TOKENS = 10_000_000
 
-# What the count of a kind of tokens is called; a name may lead through an inner object. The first that holds a number.
+# The names of each count, with a dot for a field of an inner object. The first with a valid number counts.
 USAGE_FIELDS = {
     "prompt": "prompt_tokens input_tokens inputTokens prompt_eval_count",
     "completion": "completion_tokens output_tokens outputTokens eval_count",
@@ -23,7 +23,7 @@ _PATHS = {kind: [name.split(".") for name in names.split()] for kind, names in U
 
 
 def read_usage(document: Any) -> Usage | None:
-    """Return the tokens that a reply reports; None if it says nothing, or nothing sensible.
+    """Return the tokens that a reply reports; None if it has no valid count.
 
     Some servers send zeros, nulls, an empty object, or digits as text (LocalAI#1920); some gateways count 10^12.
     """
@@ -39,7 +39,7 @@ def read_usage(document: Any) -> Usage | None:
 
 
 def read_count(value: Any) -> int:
-    """Return a number of tokens; 0 for what can be none. Whole floats and digits are read."""
+    """Return a number of tokens, also from a whole float or from digits; 0 if it is not valid."""
     digits = isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 20
     if digits or (isinstance(value, float) and value.is_integer()):
         value = int(value)

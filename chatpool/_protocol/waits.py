@@ -1,4 +1,4 @@
-"""How long a server asks to wait: in which header or field it says so, and in which form."""
+"""Reads the delay that a server asks for, from headers, fields and words, in any of their formats."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-_LONGEST_DELAY = 366 * 86400.0  # seconds; a server that asks for more than a year is not serious
-_FIRST_EPOCH = 1e9  # seconds; a number so large is a moment, not a duration
+_LONGEST_DELAY = 366 * 86400.0  # seconds; longer delays are ignored
+_FIRST_EPOCH = 1e9  # seconds; from this number on it is a point in time, not a duration
 _FIRST_EPOCH_MS = 1e12
 
-# Headers that ask for a delay outright, the first that says something sensible counts. The number is their unit.
+# Headers with a delay, and their unit in seconds. The first with a valid delay counts.
 DELAY_HEADERS = [
     ("retry-after-ms", 0.001, "OpenAI, Azure"),
     ("x-ms-retry-after-ms", 0.001, "Azure"),
     ("retry-after", 1.0, "RFC 9110, section 10.2.3; also as 3s and 6m0s"),
     ("x-retry-after", 1.0, "gateways"),
 ]
-# Headers that say what is left of a limit and when it is full again. They count on a refusal where nothing is left.
+# Headers with the rest of a limit, and the time of its reset. They count on a rate limit, if the rest is 0.
 RESET_HEADERS = [
     ("x-ratelimit-remaining-requests", "x-ratelimit-reset-requests", "OpenAI, Azure, Groq"),
     ("x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens", "OpenAI, Azure, Groq"),
@@ -34,7 +34,7 @@ RESET_HEADERS = [
     ("x-ratelimit-remaining", "x-ratelimit-reset", "OpenRouter (milliseconds since 1970), Moonshot"),
     ("ratelimit-remaining", "ratelimit-reset", "the IETF's draft, Mistral"),
 ]  # fmt: skip
-# Fields of an error's object that ask for a delay, and their unit.
+# Fields of an error with a delay, and their unit in seconds.
 DELAY_FIELDS = [
     ("retryDelay", 1.0, "Google's RetryInfo"),
     ("retry_after_ms", 0.001, "gateways"),
@@ -42,10 +42,10 @@ DELAY_FIELDS = [
     ("retryAfter", 1.0, "gateways"),
     ("retry_after_seconds", 1.0, "gateways"),
     ("resets_in_seconds", 1.0, "Codex"),
-    ("resets_at", 1.0, "OpenRouter's budgets, Codex: a moment"),
+    ("resets_at", 1.0, "OpenRouter's budgets, Codex: a point in time"),
     ("estimated_time", 1.0, "Hugging Face, while a model loads"),
 ]
-# Words of a message that a duration follows.
+# Words of a message before a duration.
 DELAY_WORDS = [
     (r"(?:try|retry)(?:ing)?(?: your request)?(?: again)? (?:in|after)", "OpenAI, Groq, Azure, Gemini"),
     (r"(?:please )?wait(?: for)?", "gateways"),
@@ -66,7 +66,7 @@ _MOST_OBJECTS = 100  # of an error's body that are searched
 
 
 def header_delay(headers: Mapping[str, str], now: float) -> float | None:
-    """Return the seconds that a delay header asks for; None if there is none, or nothing sensible in it."""
+    """Return the seconds in a delay header; None if there is none, or no valid one."""
     for name, unit, _ in DELAY_HEADERS:
         seconds = _sensible(read_delay(headers.get(name), server_time(headers, now), unit))
         if seconds is not None:
@@ -75,20 +75,20 @@ def header_delay(headers: Mapping[str, str], now: float) -> float | None:
 
 
 def hinted_delay(headers: Mapping[str, str], document: Any, message: str, now: float) -> float | None:
-    """Return the seconds that a refusal asks for elsewhere: reset headers, then fields of the body, then its words."""
+    """Return the seconds that a rate limit asks for elsewhere: in reset headers, else in the body's fields or words."""
     now = server_time(headers, now)
     return _reset_delay(headers, now) or _field_delay(document, now) or _said_delay(message)
 
 
 def server_time(headers: Mapping[str, str], now: float) -> float:
-    """Return the time by the server's clock, as its Date header has it: by that clock its dates are meant."""
+    """Return the time in the Date header, else ``now``. The server's other dates refer to its own clock."""
     date = _http_date(headers.get("date") or "")
     return now if date is None else date
 
 
 def read_delay(value: Any, now: float, unit: float = 1.0) -> float | None:
-    """Return the seconds from ``now`` in any of the forms: a number, a duration, a date, a moment since 1970."""
-    if isinstance(value, dict):  # Google's Duration, where it is not written as text
+    """Return the seconds from ``now`` on: from a number, a duration, a date, or seconds or milliseconds since 1970."""
+    if isinstance(value, dict):  # Google's Duration as an object
         value = value.get("seconds")
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         return None
@@ -103,7 +103,7 @@ def read_delay(value: Any, now: float, unit: float = 1.0) -> float | None:
 
 
 def _sensible(seconds: float | None) -> float | None:
-    """NaN compares false."""
+    """Return only a positive delay of up to a year. NaN compares false."""
     return seconds if seconds is not None and 0 < seconds <= _LONGEST_DELAY else None
 
 
@@ -138,7 +138,7 @@ def _http_date(text: str) -> float | None:
 
 
 def _iso_date(text: str) -> float | None:
-    """RFC 3339. Until Python 3.11, fromisoformat reads neither a Z nor fractions of any length."""
+    """Read RFC 3339. Before Python 3.11, fromisoformat accepts neither Z nor fractions of any length."""
     found = _ISO.match(text)
     if found is None:
         return None
@@ -153,7 +153,7 @@ def _iso_date(text: str) -> float | None:
 
 
 def _reset_delay(headers: Mapping[str, str], now: float) -> float | None:
-    """Return the longest wait for a limit of which nothing is left."""
+    """Return the longest delay of the limits that are used up."""
     waits = [
         _sensible(read_delay(headers.get(reset), now))
         for remaining, reset, _ in RESET_HEADERS
@@ -168,7 +168,7 @@ def _field_delay(document: Any, now: float) -> float | None:
             seconds = _sensible(read_delay(error.get(name), now, unit))
             if seconds is not None:
                 return seconds
-        headers = error.get("headers")  # OpenRouter passes on those of its own limits in the body
+        headers = error.get("headers")  # OpenRouter has the headers of its own limits in the body
         if isinstance(headers, dict):
             lower = {str(name).lower(): str(value) for name, value in headers.items()}
             seconds = header_delay(lower, now) or _reset_delay(lower, now)

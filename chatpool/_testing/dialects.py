@@ -1,7 +1,7 @@
-"""What real providers reply, by name, so that a test can say "Gemini's refusal of a minute".
+"""Replies of real providers by name, so that a test can say "Gemini's rate limit for a minute".
 
-Statuses, headers and shapes are those of public error reports and of the providers' documentation, which
-``docs/providers.md`` names; ids, models and figures are made up.
+Statuses, headers and shapes are from the providers' documentation and public bug reports; ``docs/providers.md`` has the
+sources. Ids and figures are made up.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .replies import Reply
 
 
 def _error(status: int, message: str, kind: str | None = None, code: Any = None, **headers: str) -> Reply:
-    """OpenAI's form, which most others keep to."""
+    """Return an error in OpenAI's form, which most providers use."""
     body = {"error": {"message": message, "type": kind, "param": None, "code": code}}
     return _reply(status, body, **headers)
 
@@ -173,9 +173,9 @@ DIALECTS: dict[str, Reply] = {
 
 
 def dialect(name: str, **changes: Any) -> Reply:
-    """Return a provider's reply by its name, such as ``"gemini_per_minute"``; ``changes``: fields of ``Reply``.
+    """Return a provider's reply by its name, such as ``"gemini_per_minute"``. ``changes``: fields of ``Reply``.
 
-    ``DIALECTS`` has all of them. Raises ValueError for a name that it does not have.
+    ``DIALECTS`` has all names. Raises ValueError for any other.
     """
     if name not in DIALECTS:
         provider = name.partition("_")[0]

@@ -11,7 +11,7 @@ from chatpool.errors import CallError
 
 
 def reply(body, status=200, *, base_url="http://127.0.0.1/v1", **headers):
-    """Return a reply; an underscore in a header's name stands for a hyphen."""
+    """Return a reply; an underscore in a header's name becomes a hyphen."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     fields = CaseInsensitiveDict({name.replace("_", "-"): text for name, text in headers.items()})
     return Reply(status, fields, data, base_url=base_url)

@@ -308,7 +308,7 @@ PAGE = b"""<!DOCTYPE html><html><head><title>Sign in</title><style>p {color: red
 
 @pytest.mark.parametrize("status", [200, 404, 405, 502])
 def test_a_web_page_shows_its_address_and_its_text(status):
-    """A login page, a wrong path: whoever reads the error sees where the page came from, and what it says."""
+    """For a login page or a wrong path, the message has the URL and the text of the page."""
     error = judge(reply(PAGE, status, base_url="https://example.com/v1", content_type="text/html"))
     assert "Sign in to the <company> network" in str(error)
     assert "steal" not in str(error)
@@ -376,7 +376,7 @@ def test_the_request_id_is_found(headers, body, request_id):
 
 
 def test_every_row_of_the_tables_is_a_pattern_that_some_name_matches():
-    """And every meaning has the status that stands for it in a 200."""
+    """And every meaning has a status for a 2xx."""
     for meaning, names, where in CODES:
         assert meaning in STATUS_OF
         assert where

@@ -145,7 +145,7 @@ def test_secrets_are_redacted():
 
 
 def test_redirect_names_only_the_origin():
-    """Where it leads is told, without the path and query, which may hold secrets."""
+    """The message has the target's origin, without path and query, which may hold secrets."""
     error = judge(reply(b"", 307, location="https://elsewhere.example/login?token=abc"))
     assert "https://elsewhere.example " in str(error)
     assert "abc" not in str(error)
