@@ -12,17 +12,18 @@ from chatpool.errors import CallError
 
 from .made import judge, judge_document, reply
 
-KEYS = """base_resp choices code content data detail details embedding error errors finish_reason headers image_url
+_KEYS = """base_resp choices code content data detail details embedding error errors finish_reason headers image_url
 incomplete_details loc message metadata msg native_finish_reason object output param provider_specific_fields prompt_tokens
 quotaId raw reason reasoning_details refusal retryDelay retry_after status status_code status_msg success text tool_calls
-total_tokens type usage violations""".split()
+total_tokens type usage violations"""
 VALUES = [
     "", None, 0, 1, -1, 200, 404, 429, "429", 1e999, float("nan"), 10**30, True, False, "hi", "stop", "length", "error",
     "completed", "failed", "incomplete", "text", "thinking", "insufficient_quota", "rate_limit_exceeded", "\x1b[31m\n", "3s",
     "\ud800", "9" * 300, "try again in 3s", "Limit 5, Requested 9", "<html>",
 ]  # fmt: skip
-HEADERS = """content_type date retry_after retry_after_ms x_ratelimit_remaining_requests x_ratelimit_reset_requests
-x_request_id x_should_retry""".split()
+_HEADERS = """content_type date retry_after retry_after_ms x_ratelimit_remaining_requests x_ratelimit_reset_requests
+x_request_id x_should_retry"""
+KEYS, HEADERS = _KEYS.split(), _HEADERS.split()
 STATUSES = [101, 200, 200, 200, 201, 301, 400, 401, 402, 403, 404, 413, 422, 429, 429, 500, 503, 529]
 
 
