@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
@@ -148,10 +149,6 @@ CODES = [
     (BAD_REQUEST, "(invalid|bad|unsupported|missing)_.* validation_(error|exception)", "all"),
     (BAD_REQUEST, "failed_precondition base_resp_(1042|2013)", "Google, MiniMax"),
 ]
-_PATTERNS = {
-    meaning: re.compile("|".join("|".join(names.split()) for other, names, _ in CODES if other == meaning))
-    for meaning in dict.fromkeys(meaning for meaning, _, _ in CODES)
-}
 
 # The status of an error in a 2xx, by the meaning of its code.
 STATUS_OF = {
@@ -175,7 +172,6 @@ WORDS = [
     (OVERLOADED, r"\boverloaded\b|\bat capacity\b", "Anthropic, gateways"),
     (OVERLOADED, r"\btemporarily unavailable\b|\btry again later\b", "gateways"),
 ]
-_WORDS = [(meaning, re.compile(pattern, re.IGNORECASE)) for meaning, pattern, _ in WORDS]
 
 # Names of limits in a message, if no field has them.
 SPENT_LIMITS = [
@@ -192,7 +188,7 @@ def code_meaning(names: Iterable[str], host: str = "") -> tuple[str, str] | None
     for place, name, meaning, _ in AT_HOST:
         if name in words and (host == place or host.endswith("." + place)):
             return meaning, words[name]
-    for meaning, pattern in _PATTERNS.items():
+    for meaning, pattern in _code_patterns().items():
         for name in reversed(words):
             if pattern.fullmatch(name):
                 return meaning, words[name]
@@ -201,9 +197,22 @@ def code_meaning(names: Iterable[str], host: str = "") -> tuple[str, str] | None
 
 def words_meaning(message: str) -> str | None:
     """Return the meaning of an error's words."""
-    return next((meaning for meaning, pattern in _WORDS if pattern.search(message[:1000])), None)
+    return next((meaning for meaning, pattern in _word_patterns() if pattern.search(message[:1000])), None)
 
 
 def names_spent_limit(message: str) -> bool:
     """Whether a message names a limit for a day or longer."""
     return any(limit in message for limit, _ in SPENT_LIMITS)
+
+
+@cache  # compiled at the first error: it would take a tenth of the time to import chatpool
+def _code_patterns() -> dict[str, re.Pattern[str]]:
+    patterns: dict[str, list[str]] = {}
+    for meaning, names, _ in CODES:
+        patterns.setdefault(meaning, []).extend(names.split())
+    return {meaning: re.compile("|".join(names)) for meaning, names in patterns.items()}
+
+
+@cache
+def _word_patterns() -> list[tuple[str, re.Pattern[str]]]:
+    return [(meaning, re.compile(pattern, re.IGNORECASE)) for meaning, pattern, _ in WORDS]

@@ -38,11 +38,8 @@ from .reply import Reply
 from .shown import shorten
 
 # "Limit 30000", "limit: 30,000", "limit of 30000"; but not "Rate limit reached for gpt-4".
-_LIMIT, _REQUESTED = (
-    re.compile(rf"\b{name}(?: of| is| tokens)?\s*[:=]?\s*(\d[\d,]*)(?!\w)", re.IGNORECASE)
-    for name in ("limit", "requested")
-)
-_TOO_LARGE_WORDS = re.compile(r"\brequest too large\b", re.IGNORECASE)
+_LIMIT, _REQUESTED = (rf"\b{name}(?: of| is| tokens)?\s*[:=]?\s*(\d[\d,]*)(?!\w)" for name in ("limit", "requested"))
+_TOO_LARGE_WORDS = r"\brequest too large\b"
 
 
 def fail_status(reply: Reply) -> NoReturn:
@@ -114,9 +111,9 @@ def _wrong_path(reply: Reply, error: ErrorBody, message: str) -> str:
 
 def _exceeds_limit(message: str) -> bool:
     """Whether a rate limit's message says that this request alone exceeds the whole limit."""
-    if _TOO_LARGE_WORDS.search(message):
+    if re.search(_TOO_LARGE_WORDS, message, re.IGNORECASE):
         return True
-    limit, requested = _LIMIT.search(message), _REQUESTED.search(message)
+    limit, requested = (re.search(name, message, re.IGNORECASE) for name in (_LIMIT, _REQUESTED))
     if limit is None or requested is None:
         return False
     return int(requested[1].replace(",", "")) > int(limit[1].replace(",", ""))

@@ -5,13 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from .terminal import escape_controls
+
 LONGEST_NAME = 100  # characters of a code or a request id
 LONGEST_MESSAGE = 500  # characters of an error's message, and of the excerpt of a reply's body
-
-# C0, DEL and C1; line and paragraph separators; characters that change the direction of text; lone surrogates, which
-# cannot be encoded. They could forge lines of a log, or control a terminal.
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-_UNSAFE_IN_LINES = re.compile("(?![\n\t])" + _UNSAFE.pattern)
 
 _PAGE_START = 4096  # characters; on hostile input, the patterns below take quadratic time
 _INVISIBLE = re.compile(r"<!--.*?-->|<(script|style|svg|head)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
@@ -21,14 +18,14 @@ _TAG = re.compile(r"<[^<>]*>?")
 _ENTITIES = {"&nbsp;": " ", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'", "&amp;": "&"}
 
 
-def escape(text: str, unsafe: re.Pattern[str] = _UNSAFE) -> str:
-    """Escape control characters as Python does: ESC becomes ``\\x1b``."""
-    return unsafe.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+def escape(text: str) -> str:
+    """Escape control characters and lone surrogates, which could forge lines of a log or control a terminal."""
+    return escape_controls(text).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def escape_lines(text: str) -> str:
-    """Escape control characters, but keep line breaks and tabs."""
-    return escape(text, _UNSAFE_IN_LINES)
+    """Escape each line of a text."""
+    return "\n".join(escape(line) for line in text.split("\n"))
 
 
 def shorten(text: str, longest: int = LONGEST_MESSAGE) -> str:

@@ -40,20 +40,19 @@ def read_usage(document: Any) -> Usage | None:
 
 def read_count(value: Any) -> int:
     """Return a number of tokens, also from a whole float or from digits; 0 if it is not valid."""
-    digits = isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 20
-    if digits or (isinstance(value, float) and value.is_integer()):
+    if type(value) is not int:
+        digits = isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) < 20
+        if not digits and not (isinstance(value, float) and value.is_integer()):
+            return 0
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
-        return 0
     return value if 0 < value <= _MOST_TOKENS else 0
 
 
 def _find(usage: Mapping[str, Any], kind: str) -> int:
-    return next((count for path in _PATHS[kind] if (count := _count_at(usage, path))), 0)
-
-
-def _count_at(usage: Mapping[str, Any], path: list[str]) -> int:
-    value: Any = usage
-    for name in path:
-        value = value.get(name) if isinstance(value, dict) else None
-    return read_count(value)
+    for path in _PATHS[kind]:
+        value: Any = usage
+        for name in path:
+            value = value.get(name) if isinstance(value, dict) else None
+        if count := read_count(value):
+            return count
+    return 0

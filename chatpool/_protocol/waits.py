@@ -53,14 +53,12 @@ DELAY_WORDS = [
 ]
 
 _SECONDS_OF_UNIT = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+# Patterns as text: re compiles and keeps them when they are first needed.
 _UNIT = "days?|d|hours?|hrs?|h|milliseconds?|millis|ms|minutes?|mins?|m|us|µs|ns|seconds?|secs?|s"
 _STEP = rf"(\d+(?:\.\d+)?)\s*({_UNIT})(?![a-z])"
 _STEPS = rf"(?:{_STEP}(?:,|\s|and)*)+"
-_ONE, _DURATION = re.compile(_STEP, re.IGNORECASE), re.compile(_STEPS, re.IGNORECASE)
-_ISO = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(\.\d+)?\s*(Z|UTC|GMT|[+-]\d\d:?\d\d)?$", re.IGNORECASE)
-_SAID = re.compile(
-    rf"\b(?:{'|'.join(words for words, _ in DELAY_WORDS)}) (?:about |approximately |another )?({_STEPS})", re.IGNORECASE
-)
+_ISO = r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(\.\d+)?\s*(Z|UTC|GMT|[+-]\d\d:?\d\d)?"
+_SAID = rf"\b(?:{'|'.join(words for words, _ in DELAY_WORDS)}) (?:about |approximately |another )?({_STEPS})"
 _LONGEST_MESSAGE = 2000  # characters that are searched
 _MOST_OBJECTS = 100  # of an error's body that are searched
 
@@ -96,7 +94,7 @@ def read_delay(value: Any, now: float, unit: float = 1.0) -> float | None:
     number = _number(text)
     if number is not None:
         return _from_number(number * unit if number < _FIRST_EPOCH else number, now)
-    if _DURATION.fullmatch(text):
+    if re.fullmatch(_STEPS, text, re.IGNORECASE):
         return _from_duration(text)
     moment = _iso_date(text) or _http_date(text)
     return None if moment is None else moment - now
@@ -116,7 +114,7 @@ def _from_number(number: float, now: float) -> float | None:
 
 
 def _from_duration(text: str) -> float:
-    return sum(float(number) * _unit(unit.lower()) for number, unit in _ONE.findall(text))
+    return sum(float(number) * _unit(unit.lower()) for number, unit in re.findall(_STEP, text, re.IGNORECASE))
 
 
 def _unit(name: str) -> float:
@@ -139,7 +137,7 @@ def _http_date(text: str) -> float | None:
 
 def _iso_date(text: str) -> float | None:
     """Read RFC 3339. Before Python 3.11, fromisoformat accepts neither Z nor fractions of any length."""
-    found = _ISO.match(text)
+    found = re.fullmatch(_ISO, text, re.IGNORECASE)
     if found is None:
         return None
     day, time, fraction, zone = found.groups()
@@ -189,5 +187,5 @@ def _objects(document: Any) -> Iterator[dict[str, Any]]:
 
 
 def _said_delay(message: str) -> float | None:
-    found = _SAID.search(message[:_LONGEST_MESSAGE])
+    found = re.search(_SAID, message[:_LONGEST_MESSAGE], re.IGNORECASE)
     return _sensible(_from_duration(found[1])) if found else None
