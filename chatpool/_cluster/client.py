@@ -72,7 +72,7 @@ def map(
     it in theirs. ``client``: a ``distributed.Client``; default: the present one. ``parse`` runs on the workers, and so
     must pickle, as must what it returns. ``on_result`` is called as in ``ChatPool.map``, ``on_retry`` is not.
 
-    A prompt whose worker was lost is sent to another, until three workers were lost with it. It is paid for twice only if
+    A prompt whose worker was lost is sent to another, until three were lost with it. It is paid for twice only if
     it was in flight, or was answered within the last tenth of a second.
     """
     check_prompts(prompts)

@@ -27,7 +27,7 @@ _jobs: dict[str, set[Job]] = {}  # those in progress here, by the caller's job
 _stopped: deque[str] = deque(maxlen=1000)  # the callers' jobs of which no batch is begun any more
 
 
-# Neither has a repr with its contents: Dask logs the repr of an object that does not pickle, and there may be a key in it.
+# Neither shows its contents in a repr: Dask logs the repr of an object that does not pickle, and it may hold a key.
 
 
 @dataclass(frozen=True, repr=False)

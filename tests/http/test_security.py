@@ -14,7 +14,11 @@ import traceback
 import pytest
 import requests
 
-from chatpool import ChatPool, ConfigurationError, NotSentError
+from chatpool import (
+    ChatPool,
+    ConfigurationError,
+    NotSentError,
+)
 from chatpool.testing import FakeChatServer, Reply
 
 KEY = "sk-secret-1234567890abcdef"
@@ -252,3 +256,35 @@ def test_key_with_white_space_around_it_is_stripped(server):
     with ChatPool(base_url=server.url, api_key=f"  {KEY}\r\n") as pool:
         pool.map(["a"])
     assert server.requests[0].headers["authorization"] == f"Bearer {KEY}"
+
+
+class Auth(requests.auth.AuthBase):
+    def __call__(self, request):
+        request.headers["Authorization"] = f"Bearer {KEY}"
+        return request
+
+
+@pytest.mark.parametrize("way", ["header", "other header", "session header", "session auth"])
+def test_credentials_of_every_kind_are_redacted(server, way):
+    """However the key came, also where a message is cut in the middle of it."""
+    session = requests.Session()
+    headers = {"header": {"Authorization": f"Bearer {KEY}"}, "other header": {"Ocp-Apim-Subscription-Key": KEY}}
+    if way == "session header":
+        session.headers["Authorization"] = f"Bearer {KEY}"
+    if way == "session auth":
+        session.auth = Auth()
+    server.script("a", Reply(status=400, body={"error": {"message": "x" * 490 + KEY}}))
+    server.script("b", Reply(status=400, body={"error": {"message": f"key: {KEY}"}}))
+    with ChatPool(1, base_url=server.url, session=session, headers=headers.get(way)) as pool:
+        told = " ".join(f"{result.error} {result.error.body}" for result in pool.map(["a", "b"]).failures)
+    session.close()
+    assert KEY[:8] not in told
+
+
+def test_secret_in_the_query_is_redacted(server):
+    """Where the server's error echoes the path, encoded or not."""
+    server.script("a", Reply(status=404, body={"error": {"message": f"no route /x?sig={KEY}%2F1 or {KEY}/1"}}))
+    with ChatPool(1, base_url=f"{server.url}?api-version=2024-02-01&sig={KEY}%2F1") as pool:
+        (failure,) = pool.map(["a"]).failures
+    assert KEY not in f"{failure.error} {failure.error.body}"
+    assert "no route" in str(failure.error)

@@ -13,7 +13,12 @@ import pytest
 import requests
 import trustme
 
-from chatpool import APITimeoutError, ChatPool, DeadlineError, NotSentError
+from chatpool import (
+    APITimeoutError,
+    ChatPool,
+    DeadlineError,
+    NotSentError,
+)
 from chatpool.testing import FakeChatServer, Reply
 from tests.conftest import chatpool_threads, wait_until
 
@@ -237,3 +242,30 @@ def test_custom_ca_bundle_through_a_session(authority, tmp_path, monkeypatch):
         session.verify = str(tmp_path / "ca.pem")
         with ChatPool(2, base_url=server.url, session=session) as pool:
             assert pool.map(["a"]) == ["a"]
+
+
+def test_abort_after_the_last_byte_leaves_the_connection_alone(server, monkeypatch):
+    """Once a connection is back in its pool, it belongs to the next call, and a late cut must not hit it."""
+    import chatpool._http.pools as module
+
+    seen = []
+    put = module._HTTPPool._put_conn
+
+    def check(self, connection):
+        put(self, connection)
+        seen.append(module.current.scope._socket)
+
+    monkeypatch.setattr(module._HTTPPool, "_put_conn", check)
+    with ChatPool(1, base_url=server.url) as pool:
+        assert pool.map(["a", "b"]) == ["a", "b"]
+    assert seen == [None, None]
+
+
+def test_finished_call_keeps_no_pool_alive(server):
+    """A call that the watch has looked at goes when it is done, and its pool with it."""
+    pool = ChatPool(1, base_url=server.url)
+    server.script("a", Reply(delay=0.2))
+    pool.ask("a")
+    gone = weakref.ref(pool._engine())
+    del pool
+    assert wait_until(lambda: gone() is None)

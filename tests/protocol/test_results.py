@@ -9,7 +9,16 @@ import sys
 
 import pytest
 
-from chatpool import Answers, AuthenticationError, ChatResult, InternalServerError, NotSentError, Usage
+from chatpool import (
+    Answers,
+    AuthenticationError,
+    ChatResult,
+    ConfigurationError,
+    InternalServerError,
+    NotSentError,
+    Usage,
+)
+from chatpool.testing import Reply
 
 
 def good(index, text="t", elapsed=1.0, attempts=1, reason="stop"):
@@ -119,3 +128,14 @@ def test_results_of_a_large_map_are_small(server):
     )
     done = subprocess.run([sys.executable, "-c", code, server.url], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 3000
+
+
+def test_answers_with_a_lambda_pickle_without_it(server, pool):
+    """What was answered travels; retry tells what is missing."""
+    server.script("bad", Reply(status=400), Reply())
+    answers = pickle.loads(pickle.dumps(pool.map(["a", "bad"], parse=lambda text: text.upper())))
+    assert answers == ["A", None]
+    with pytest.raises(ConfigurationError, match=r"set answers\.parse"):
+        pool.retry(answers)
+    answers.parse = str.upper
+    assert pool.retry(answers) == ["A", "BAD"]

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import threading
 
 import pytest
 
-from chatpool import ConfigurationError, DeadlineError
+from chatpool import (
+    ChatPool,
+    ConfigurationError,
+    DeadlineError,
+    PoolClosedError,
+)
 from chatpool.testing import Reply
 from tests.conftest import wait_until
 
@@ -132,3 +139,35 @@ def test_lone_prompt_is_refused_at_once(pool):
 def test_imap_within_parse_works(pool):
     answers = pool.map(["a"] * 8, parse=lambda text: [r.value for r in pool.imap([text, text])])
     assert answers == [["a", "a"]] * 8
+
+
+def test_close_during_imap_loses_no_outcome(server):
+    """What was taken in is yielded with its outcome, and then the error is raised."""
+    server.script("0", Reply(fault="stall"))
+    pool = ChatPool(2, base_url=server.url)
+    results = []
+    threading.Timer(0.2, pool.close).start()
+    with pytest.raises(PoolClosedError):
+        results.extend(iter_all(pool.imap(str(number) for number in range(1000)), results))
+    assert [result.index for result in results] == list(range(len(results)))
+    assert len(results) >= 8
+
+
+def iter_all(iterator, results):
+    for result in iterator:
+        results.append(result)
+    return []
+
+
+def test_dropped_iterator_is_collected_by_any_thread(server):
+    """An iterator in a cycle is dropped by the garbage collector, within a callback in a worker, and frees its places."""
+    server.script("sick", Reply(fault="stall"))
+    with ChatPool(2, base_url=server.url) as pool:
+        box = {"results": pool.imap(["first", "sick", "sick", "never"] * 10)}
+        box["box"] = box
+        next(box["results"])
+        del box
+        assert pool.submit("x").done() is False
+        gc.collect()
+        assert pool.map(["well"] * 4, deadline=5) == ["well"] * 4
+    assert server.count("never") == 0

@@ -10,7 +10,13 @@ import time
 
 import pytest
 
-from chatpool import ChatPool, InternalServerError, NotSentError, RateLimitError
+from chatpool import (
+    BadRequestError,
+    ChatPool,
+    InternalServerError,
+    NotSentError,
+    RateLimitError,
+)
 from chatpool.testing import FakeChatServer, RateLimit, Reply
 
 
@@ -195,3 +201,20 @@ def test_refusals_are_bounded_however_the_pool_gets_on(server):
         answers = pool.map(["unlucky"] + ["a"] * 400)
     assert isinstance(answers.failures[0].error, RateLimitError)
     assert 2 <= server.count("unlucky") <= 10
+
+
+def test_the_end_of_an_outage_cancels_no_map_that_outlived_it(server):
+    """A run that was there during an outage which another run gave up goes on after a plain 400 of its own."""
+    server.script("outage", Reply(status=503))
+    server.script("bad", Reply(status=400))
+
+    def prompts():
+        yield "first"
+        given_up = pool.map(["outage"] * 60).results[-1].error
+        assert isinstance(given_up, NotSentError)
+        yield "bad"
+        yield from ["well"] * 100
+
+    with ChatPool(20, base_url=server.url, max_wait=0.05, max_tries=50) as pool:
+        errors = [type(result.error) for result in pool.imap(prompts())]
+    assert errors == [type(None), BadRequestError] + [type(None)] * 100

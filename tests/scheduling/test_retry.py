@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from chatpool import InternalServerError, NotSentError, ParseError, RateLimitError
+from chatpool import (
+    ChatPool,
+    InternalServerError,
+    NotSentError,
+    ParseError,
+    RateLimitError,
+)
 from chatpool._scheduling.retry import Postponed, back_off, delay_before_retry, is_transient
+from chatpool.testing import Reply
 
 
 def test_own_waits_are_full_jitter_under_a_doubling_bound():
@@ -44,3 +53,18 @@ def test_back_off_leaves_the_wait_to_the_scheduler(monkeypatch):
         back_off(7.5)
     assert caught.value.delay == 7.5
     assert slept == []
+
+
+def test_back_off_occupies_no_slot(server):
+    """Two workers, at most three threads: a retry that is due in half a second is not kept waiting for twenty."""
+    late = Reply(status=503, headers={"retry-after": "20"})
+    for prompt in ("a", "b", "e"):
+        server.script(prompt, late, Reply(prompt))
+    server.script("c", Reply(status=503, headers={"retry-after": "0.5"}, delay=0.2), Reply("c"))
+    server.script("d", Reply("d", delay=5))
+    with ChatPool(2, base_url=server.url) as pool:
+        began = time.monotonic()
+        for result in pool.imap_unordered(["a", "b", "c", "d", "e"]):
+            assert result.value == "c"
+            break
+        assert time.monotonic() - began < 3

@@ -7,8 +7,13 @@ from concurrent.futures import Future, as_completed
 
 import pytest
 
-from chatpool import ChatPool, ChatResult, InternalServerError, NotSentError
-from chatpool.testing import Reply
+from chatpool import (
+    ChatPool,
+    ChatResult,
+    InternalServerError,
+    NotSentError,
+)
+from chatpool.testing import FakeChatServer, Reply
 from tests.conftest import chatpool_threads, wait_until
 
 
@@ -111,3 +116,36 @@ def test_ask_raises_its_error(server, make_pool):
 
 def test_ask_within_parse_works(pool):
     assert pool.map(["a"] * 8, parse=lambda text: pool.ask(text + "1")) == ["a1"] * 8
+
+
+def test_callback_that_raises_system_exit_costs_no_thread(caplog):
+    go_on = threading.Event()
+
+    def leave(future):
+        raise SystemExit
+
+    with (
+        FakeChatServer(reply=lambda request: go_on.wait(5) and Reply()) as server,
+        ChatPool(4, base_url=server.url) as pool,
+    ):
+        for _ in range(8):
+            pool.submit("a").add_done_callback(leave)
+        go_on.set()  # not before: a callback that comes late runs in this thread
+        assert wait_until(lambda: caplog.text.count("a callback raised") == 8)
+        assert pool.map(["a"] * 8, deadline=5) == ["a"] * 8
+
+
+def test_chain_of_submits_in_callbacks_does_not_nest(server, pool):
+    """Each submit within a callback comes back at once; 500 in a chain do not overflow the stack."""
+    done, over = [], threading.Event()
+
+    def step(future):
+        done.append(future.result().value)
+        if len(done) == 500:
+            over.set()
+        else:
+            pool.submit(str(len(done))).add_done_callback(step)
+
+    pool.submit("0").add_done_callback(step)
+    assert over.wait(20)
+    assert done == [str(number) for number in range(500)]

@@ -1,0 +1,57 @@
+"""A Session of the user's, shared by pools."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import requests
+
+from chatpool import (
+    ChatPool,
+)
+from chatpool.testing import FakeChatServer
+from tests.conftest import wait_until
+
+
+def test_session_of_the_users_is_closed_for_our_address(server):
+    """Twenty threads at first use make one set of connections, and close() closes all of them."""
+    for _ in range(5):
+        with requests.Session() as session:
+            pool = ChatPool(4, base_url=server.url, session=session)
+            barrier = threading.Barrier(20)
+
+            def use(pool=pool, barrier=barrier):
+                barrier.wait()
+                pool.ask("x")
+
+            threads = [threading.Thread(target=use) for _ in range(20)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            pool.close()
+            assert wait_until(lambda: server.open_connections == 0)
+
+
+@pytest.mark.parametrize("first_to_close", [0, 1])
+def test_two_pools_on_one_session_leave_no_connection(server, first_to_close):
+    """The later pool's adapter serves both; whichever closes last closes it."""
+    with requests.Session() as session:
+        pools = [ChatPool(2, base_url=server.url, session=session) for _ in range(2)]
+        for pool in pools:
+            assert pool.map(["a"] * 4) == ["a"] * 4
+        pools.pop(first_to_close).close()
+        assert pools[0].map(["b"] * 4) == ["b"] * 4
+        pools[0].close()
+        assert wait_until(lambda: server.open_connections == 0)
+
+
+def test_two_pools_with_two_addresses_on_one_session_close_their_own(server):
+    with FakeChatServer() as other, requests.Session() as session:
+        pools = [ChatPool(2, base_url=url, session=session) for url in (server.url, other.url)]
+        for pool in pools:
+            pool.map(["a"] * 4)
+        for pool in pools:
+            pool.close()
+        assert wait_until(lambda: server.open_connections == 0 and other.open_connections == 0)

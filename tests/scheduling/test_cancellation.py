@@ -1,0 +1,145 @@
+"""Cancelling: by Ctrl-C, close(), a deadline, or the end of an outer map. Every prompt keeps an outcome."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from chatpool import (
+    APITimeoutError,
+    ChatPool,
+    DeadlineError,
+)
+from chatpool._scheduling.job import Job
+from chatpool.testing import Reply
+from tests.conftest import wait_until
+
+
+def test_call_cancelled_just_before_its_request_is_not_sent(server, monkeypatch):
+    """A stop that comes just before a try begins holds for that try."""
+    import chatpool._http.cancel as module
+
+    begin, reached, go_on = module.CancelScope.set_timeout, threading.Event(), threading.Event()
+
+    def begin_late(call, *args):
+        reached.set()
+        go_on.wait(5)
+        begin(call, *args)
+
+    monkeypatch.setattr(module.CancelScope, "set_timeout", begin_late)
+    pool = ChatPool(1, base_url=server.url)
+    future = pool.submit("a")
+    assert reached.wait(5)
+    closing = threading.Thread(target=pool.close)
+    closing.start()
+    assert wait_until(future.done)
+    go_on.set()
+    closing.join(5)
+    assert server.requests == []
+
+
+def test_a_deadline_holds_for_the_maps_within_parse(server):
+    """A deadline of the outer map holds for what parse has asked for."""
+    server.script("slow", Reply(delay=0.05))
+    with ChatPool(4, base_url=server.url) as pool:
+        answers = pool.map(["a", "b"], parse=lambda text: pool.map(["slow"] * 1000), deadline=0.3)
+        assert {type(result.error) for result in answers.results} == {DeadlineError}
+        assert wait_until(lambda: not pool._engine()._scheduler._in_flight)
+        sent = len(server.requests)
+        assert pool.map(["well"], deadline=5) == ["well"]
+        assert len(server.requests) == sent + 1
+
+
+def test_prompts_not_begun_are_cancelled_in_bulk(server):
+    """A deadline holds with 300,000 prompts waiting: what was not sent is settled in bulk."""
+    server.script("p", Reply(fault="stall"))
+    with ChatPool(2, base_url=server.url) as pool:
+        job = pool._make_job(Job, None, None, None)
+        settled = []
+        settle, job.settle = job.settle, lambda results: settled.append(len(results)) or settle(results)
+        job.backend.start(job, [job.builder.request(index, "p") for index in range(300_000)])
+        job.stop(lambda: DeadlineError("over"))
+        assert sum(settled) == 300_000
+        assert len(settled) <= 3  # two may have been in flight
+        assert len({id(result.error) for result in job.take_settled()}) <= 3
+        job.end()
+
+
+def test_interrupt_while_threads_start_costs_no_worker(server, monkeypatch):
+    """Ctrl-C at the fifth start of 16: afterwards all 16 can be on the wire again."""
+    submit, starts = ThreadPoolExecutor.submit, itertools.count(1)
+
+    def interrupted(*args, **kwargs):
+        if next(starts) == 5:
+            raise KeyboardInterrupt
+        return submit(*args, **kwargs)
+
+    barrier = threading.Barrier(15)
+    with ChatPool(16, base_url=server.url) as pool:
+        with monkeypatch.context() as patch:
+            patch.setattr(ThreadPoolExecutor, "submit", interrupted)
+            with pytest.raises(KeyboardInterrupt) as caught:
+                pool.map(["a"] * 100)
+        assert len(caught.value.answers) == 100
+        assert pool.map(["b"] * 15, parse=lambda text: text if barrier.wait(10) >= 0 else None) == ["b"] * 15
+
+
+def test_answer_is_not_lost_between_two_lines(server, monkeypatch):
+    """Wherever Ctrl-C breaks into the gathering thread, ``.answers`` has a result for every prompt."""
+    inner, calls = Job.take_settled, itertools.count()
+
+    def interrupted(self, *args):
+        fresh = inner(self, *args)
+        if threading.current_thread() is threading.main_thread() and self.results and next(calls) == 0:
+            raise KeyboardInterrupt
+        return fresh
+
+    monkeypatch.setattr(Job, "take_settled", interrupted)
+    with ChatPool(1, base_url=server.url) as pool, pytest.raises(KeyboardInterrupt) as caught:
+        pool.map(["a", "b", "c"])
+    assert len(caught.value.answers) == 3
+    assert "a" in caught.value.answers
+
+
+def test_interrupted_retry_carries_all_answers(server, monkeypatch):
+    server.script("bad", Reply(status=400))
+    with ChatPool(1, base_url=server.url) as pool:
+        answers = pool.map(["a", "bad", "c"])
+        monkeypatch.setattr(Job, "gather", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt) as caught:
+            pool.retry(answers)
+    assert caught.value.answers == ["a", None, "c"]
+
+
+@pytest.mark.parametrize("target", ["chatpool-scheduler"])
+def test_interrupt_while_the_scheduler_starts(server, monkeypatch, target):
+    """Ctrl-C in ask, just there: limits hold in the next call, and names are looked up."""
+    start = threading.Thread.start
+
+    def interrupted(self):
+        if self.name == target:
+            raise KeyboardInterrupt
+        start(self)
+
+    server.script("sick", Reply(fault="stall"))
+    with ChatPool(1, base_url=f"http://localhost:{server.port}/v1", timeout=(2, 0.3), max_tries=1) as pool:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                pool.ask("a")
+        with pytest.raises(APITimeoutError, match="read timeout"):
+            pool.ask("sick")
+        assert pool.ask("b") == "b"
+
+
+def test_futures_and_close_settle_once(server, caplog):
+    """Whether a worker or close() is first, a Future is set running and finished once."""
+    for _ in range(60):
+        pool = ChatPool(2, base_url=server.url)
+        futures = [pool.submit("a") for _ in range(8)]
+        pool.close()
+        assert all(future.done() for future in futures)
+    assert "unexpected state" not in caplog.text
