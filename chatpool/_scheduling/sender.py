@@ -7,6 +7,7 @@ import logging
 import time
 
 from chatpool._http.session import Transport
+from chatpool._protocol.judgement import is_outage_sign, is_refusal
 from chatpool._protocol.replies import Reply, check_answer, read_completion, read_document
 from chatpool._protocol.requests import BYTES_A_TOKEN, CHAT_PATH, estimate_tokens
 from chatpool._protocol.results import ChatResult, Retry
@@ -15,7 +16,6 @@ from chatpool.errors import (
     APIConnectionError,
     APITimeoutError,
     CallError,
-    InternalServerError,
     ParseError,
     RateLimitError,
 )
@@ -99,28 +99,27 @@ class Sender:
 
     def _judge(self, call: Call, reply: Reply, request_bytes: int) -> None:
         call.request_id = reply.request_id
-        is_chat = call.request.path == CHAT_PATH
+        usage = reply.usage
+        if usage is not None:  # whether or not it is an answer: it is paid for
+            call.usage = usage if call.usage is None else call.usage + usage
+            if call.job.budget is not None:
+                call.job.budget.charge(usage.total_tokens)
+        read = read_completion if call.request.path == CHAT_PATH else read_document
         try:
-            call.completion = completion = read_completion(reply) if is_chat else read_document(reply)
+            call.completion = completion = read(reply)
         except RateLimitError as error:
             if is_transient(error) and (error.retry_after or 0) <= self._settings.max_wait:
                 call.signal = functools.partial(Limits.refused, delay=error.retry_after)
             raise
-        except InternalServerError as error:
-            call.signal = functools.partial(Limits.failed, error=error)
+        except CallError as error:
+            is_outage = is_outage_sign(error) or is_refusal(error)  # overload counts as an outage for now
+            failed = functools.partial(Limits.failed, error=error)
+            call.signal = failed if is_outage else functools.partial(Limits.taken, tokens=None)
             raise
-        except CallError:
-            call.signal = functools.partial(Limits.taken, tokens=None)
-            raise
-        usage = completion.usage
-        if usage is not None:
-            call.usage = usage if call.usage is None else call.usage + usage
         call.signal = functools.partial(Limits.taken, tokens=usage.total_tokens if usage else None)
-        if call.job.budget is not None:
-            guess = (request_bytes + len(completion.text or "")) // BYTES_A_TOKEN
-            call.job.budget.charge(usage.total_tokens if usage else guess)
-        if is_chat:
-            check_answer(reply, completion)
+        if call.job.budget is not None and usage is None:
+            call.job.budget.charge((request_bytes + len(completion.text)) // BYTES_A_TOKEN)
+        check_answer(reply, completion)
 
     def _final_error(self, call: Call, error: CallError) -> CallError:
         """Return the error that ends the call. Raises Postponed if there is to be another attempt."""

@@ -155,8 +155,8 @@ FAILED = {
     "F40 refusal": (Reply(body={"choices": [{"message": {"refusal": "no"}}]}), InvalidResponseError, "refusal", 200, 1),
     "F40 no text at the token limit": (Reply("", finish_reason="length"), InvalidResponseError, "length", 200, 1),
     **{f"status {status}": (Reply(status=status), InternalServerError, "fake_error", status, 2) for status in (500, 501, 502, 503, 504, 520, 522, 524, 529, 599)},
-    **{f"status {status}": (Reply(status=status), APIStatusError, "fake_error", status, 2) for status in (408, 409, 425, 498)},
-    **{f"status {status}": (Reply(status=status), APIStatusError, "fake_error", status, 1) for status in (400, 404, 405, 406, 410, 413, 414, 415, 418, 421, 422, 424, 431, 451, 499)},
+    **{f"status {status}": (Reply(status=status), APIStatusError, "fake_error", status, 2) for status in (408, 409, 424, 425, 498, 499)},
+    **{f"status {status}": (Reply(status=status), APIStatusError, "fake_error", status, 1) for status in (400, 404, 405, 406, 410, 413, 414, 415, 418, 421, 422, 431, 451)},
 }  # fmt: skip
 
 
