@@ -70,6 +70,11 @@ class HopelessRun:
         """Whether only probes and their retries may be sent."""
         return not self._is_answered and len(self._prompts) >= self._wanted
 
+    @property
+    def needs_probes(self) -> bool:
+        """Whether the next step is to choose probes."""
+        return self.should_hold() and self._probes is None
+
     def choose_probes(self, lengths: Mapping[int, int]) -> list[int]:
         """Return the indexes of the prompts to send as probes; none if they were chosen before.
 

@@ -7,8 +7,6 @@ import random
 from collections.abc import Generator
 from typing import Any, Callable, NoReturn
 
-from chatpool._protocol.judgement import is_fatal_for_all as is_fatal_for_all
-from chatpool._protocol.judgement import is_transient as is_transient
 from chatpool.errors import CallError
 
 _FIRST_WAIT = 0.25  # seconds, doubled for each further try
