@@ -5,11 +5,14 @@ from __future__ import annotations
 import queue
 import time
 from collections import deque
+from datetime import timedelta
+from functools import cached_property
 from typing import Any
 
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
+from requests.cookies import RequestsCookieJar
 from requests.utils import get_encoding_from_headers
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
@@ -51,7 +54,7 @@ class _Pool:
     """
 
     proxy: Any
-    block: bool
+    checked: Any = None  # the certificates for which requests has prepared this pool
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if not kwargs.get("block"):  # a user's adapter may want threads to wait for a connection
@@ -169,6 +172,12 @@ class PoolAdapter(HTTPAdapter):
             pool = self._found[asked] = super().get_connection_with_tls_context(request, verify, proxies, cert)
         return pool
 
+    def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
+        """Likewise; requests would look for the files of the certificates before each call."""
+        if conn.checked != (verify, cert):
+            super().cert_verify(conn, url, verify, cert)  # type: ignore[no-untyped-call]  # in its stubs
+            conn.checked = (verify, cert)
+
     def request_url(self, request: Any, proxies: Any) -> str:
         """Likewise, what follows the host in an address."""
         if proxies:
@@ -181,25 +190,28 @@ class PoolAdapter(HTTPAdapter):
         return target
 
     def build_response(self, request: Any, raw: Any) -> requests.Response:
-        response = _whole_response(self, request, raw) if isinstance(raw, FastResponse) else None
-        if response is None:
-            response = super().build_response(request, raw)
+        is_whole = isinstance(raw, FastResponse)
+        response = _WholeResponse(self, request, raw) if is_whole else super().build_response(request, raw)
         if response.is_redirect:
             # Session.send would read the whole body of a redirect, only to say where it leads.
             response.headers["x-chatpool-location"] = response.headers.pop("location")
         return response
 
 
-def _whole_response(adapter: HTTPAdapter, request: Any, raw: FastResponse) -> requests.Response:
-    """Build what HTTPAdapter.build_response does, of a body that is there already."""
-    response = requests.Response()
-    response.status_code, response.reason, response.headers = raw.status, raw.reason, raw.headers
-    response.encoding = get_encoding_from_headers(response.headers)
-    response.raw, response.request, response.url = raw, request, request.url
-    response.connection = adapter
-    response._content = raw.whole_body
-    response._content_consumed = True  # type: ignore[attr-defined]  # not in typeshed
-    return response
+class _WholeResponse(requests.Response):
+    """What HTTPAdapter.build_response builds, of a body that is there already. Cookies, which nobody looks at, cost as
+    much as all the rest, and so are made when somebody does."""
+
+    def __init__(self, adapter: HTTPAdapter, request: Any, raw: FastResponse) -> None:
+        self.status_code, self.reason, self.headers = raw.status, raw.reason, raw.headers
+        self.encoding = get_encoding_from_headers(raw.headers)
+        self.raw, self.request, self.url, self.connection = raw, request, request.url, adapter
+        self._content, self._content_consumed, self._next = raw.whole_body, True, None
+        self.history, self.elapsed = [], timedelta(0)
+
+    @cached_property
+    def cookies(self) -> RequestsCookieJar:  # type: ignore[override]  # an attribute there
+        return RequestsCookieJar()
 
 
 def use_our_pools(manager: Any) -> bool:

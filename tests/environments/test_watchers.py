@@ -159,8 +159,8 @@ def test_logs_contain_no_prompt(server, make_pool, caplog):
     make_pool(api_key=KEY).map([PRIVATE, "a public prompt"])
     ours = [(record.levelname, record.getMessage()) for record in caplog.records if record.name == "chatpool"]
     assert [level for level, _ in ours] == ["INFO", "INFO", "WARNING"]
-    assert ours[0][1].startswith("prompt 0: try 1 failed (InternalServerError 500")
-    assert ours[1][1].startswith("prompt 0: try 2 failed (APIConnectionError")
+    assert ours[0][1].startswith("prompt 0: attempt 1 failed (InternalServerError 500")
+    assert ours[1][1].startswith("prompt 0: attempt 2 failed (APIConnectionError")
     assert ours[2][1].startswith("prompt 0 failed: BadRequestError 400")
     for word in (PRIVATE, "public", KEY):
         assert word not in caplog.text
@@ -244,29 +244,50 @@ def test_sentry_events_contain_no_key(server, monkeypatch):
     assert KEY not in json.dumps(items)
 
 
-_URLLIB3_FIRST = """
-import json, sys
-from opentelemetry.instrumentation.urllib3 import URLLib3Instrumentor
+_OPENTELEMETRY = """
+import importlib, json, sys
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+url, order, libraries = sys.argv[1:4]
 spans = InMemorySpanExporter()
 provider = TracerProvider()
 provider.add_span_processor(SimpleSpanProcessor(spans))
-URLLib3Instrumentor().instrument(tracer_provider=provider)
-from chatpool import ChatPool
 
-ChatPool(base_url=sys.argv[1]).map(["a"] * 10)
-json.dump([span.attributes["http.status_code"] for span in spans.get_finished_spans()], sys.stdout)
+def watch():
+    for library in libraries.split("+"):
+        module = importlib.import_module(f"opentelemetry.instrumentation.{library}")
+        name = {"requests": "RequestsInstrumentor", "urllib3": "URLLib3Instrumentor"}[library]
+        getattr(module, name)().instrument(tracer_provider=provider)
+
+watch() if order == "before" else None
+from chatpool import ChatPool
+if order == "after the first calls":
+    pool = ChatPool(2, base_url=url, max_wait=0.01)
+    pool.map(["unseen"] * 10)
+    watch()
+else:
+    watch() if order == "after" else None
+    pool = ChatPool(2, base_url=url, max_wait=0.01)
+with provider.get_tracer("test").start_as_current_span("caller"):
+    pool.map(sys.argv[4:])
+calls = [span for span in spans.get_finished_spans() if span.kind.name == "CLIENT"]
+json.dump([[span.attributes.get("http.status_code"), span.parent is not None] for span in calls], sys.stdout)
 """
 
 
-def test_urllib3_may_be_instrumented_before_the_import(server):
-    """As opentelemetry-instrument does."""
+@pytest.mark.parametrize("order", ["before", "after", "after the first calls"])
+@pytest.mark.parametrize("libraries", ["requests", "urllib3", "requests+urllib3"])
+def test_opentelemetry_may_be_set_up_at_any_time(server, libraries, order):
+    """Before all imports, as opentelemetry-instrument does; by the program, after them; while a pool is in use."""
     pytest.importorskip("opentelemetry.sdk")
-    pytest.importorskip("opentelemetry.instrumentation.urllib3")
-    assert run(_URLLIB3_FIRST, server.url) == [200] * 10
+    for library in libraries.split("+"):
+        pytest.importorskip(f"opentelemetry.instrumentation.{library}")
+    play(server)
+    spans = run(_OPENTELEMETRY, server.url, order, libraries, *OUTCOMES)
+    assert ordered(status for status, _ in spans) == ALL_STATUSES
+    assert all(has_parent for _, has_parent in spans)
 
 
 PAGE = (Path(__file__).parents[2] / "docs" / "logging.md").read_text(encoding="utf-8")
