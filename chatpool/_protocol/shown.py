@@ -11,7 +11,7 @@ LONGEST_NAME = 100  # characters of a code or a request id
 LONGEST_MESSAGE = 500  # characters of an error's message, and of the excerpt of a reply's body
 
 _PAGE_START = 4096  # characters; on hostile input, the patterns below take quadratic time
-_INVISIBLE = re.compile(r"<!--.*?-->|<(script|style|svg|head)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
+_INVISIBLE = re.compile(r"<!--.*?-->|<(script|style|svg|head|title)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title", re.DOTALL | re.IGNORECASE)
 _TAG = re.compile(r"<[^<>]*>?")
 # html.unescape is avoided: importing its table of 2,231 names takes longer than importing this package.

@@ -59,6 +59,7 @@ def test_no_pages(text):
 def test_the_text_of_a_page():
     page = "<html><head><title>A</title><style>b</style></head><!-- c --><body onload='d'><p>E &amp; F</p><script>g</script>"
     assert page_text(page) == "A E & F"
+    assert page_text("<html><title>A</title><body>B</body></html>") == "A B"
 
 
 @pytest.mark.parametrize("piece", ["<script", "<!--", "<title>", "<", "<a"])
