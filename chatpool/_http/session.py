@@ -112,6 +112,7 @@ class Transport:
         request = self._request(path, payload)
         failure: CallError | None = None
         scope.set_timeout("connect", self._settings.connect_timeout + self._settings.read_timeout)
+        outer = vars(current).copy()  # empty, unless a Session's hook uses another pool in the middle of a request
         current.scope, current.settings, current.look_up = scope, self._settings, self._look_up
         current.asked, current.is_repeated = zlib.crc32(payload), False
         try:
@@ -126,7 +127,8 @@ class Transport:
             failure = self._translate(error, scope)
             forget_frames(error)
         finally:
-            del current.scope
+            vars(current).clear()
+            vars(current).update(outer)
             is_cut = scope.end()
         # Raised outside the except block: requests' errors carry the request, and the request the key.
         if is_cut:

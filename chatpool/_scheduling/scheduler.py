@@ -28,7 +28,7 @@ from .actor import Actor
 from .backlog import Backlog, JobState, Lane
 from .call import Call, unsent
 from .callbacks import Callbacks, Task
-from .job import FutureJob, Job, Reason
+from .job import FutureJob, Job, Reason, sending
 from .limits import BACK_OFF, Limits
 from .reasons import (
     deadline_passed,
@@ -313,7 +313,8 @@ class Scheduler(Actor):
     # In the threads of workers and callbacks.
 
     def _send_here(self, call: Call) -> None:
-        self._perform(call, self._sender.send)
+        with sending(self):
+            self._perform(call, self._sender.send)
 
     def _parse_here(self, call: Call) -> None:
         if call.scope.error is None:  # else it was cancelled meanwhile
