@@ -47,35 +47,36 @@ _J = TypeVar("_J", bound=Job)
 
 
 class ChatPool:
-    """Sends prompts to a chat API, ``max_workers`` at a time, and brings back every answer, or why there is none.
+    """Sends prompts to a chat API, ``max_workers`` at a time, and returns every answer, or the error that explains why
+    there isn't one.
 
-    One pool can be shared by any number of threads. It starts nothing until its first use, and its threads go when
-    it is closed or collected. In a forked child, or unpickled elsewhere, it opens connections of its own.
+    Any number of threads may share a pool. It starts nothing until its first use, and its threads end when it is closed
+    or garbage-collected. In a forked child, or unpickled elsewhere, it opens connections of its own.
 
     All times are in seconds. Everything but ``max_workers`` is keyword-only:
 
     ``max_workers``: calls in flight at most, over all uses of this pool. Default 20.
     ``model``: the model's name. Default ``DEFAULT_MODEL``.
     ``api_key``: default: the environment variable ``OPENAI_API_KEY``. A server other than OpenAI's may need none.
-    ``base_url``: default: ``OPENAI_BASE_URL``, else OpenAI's. May carry a query string, such as Azure's api-version.
+    ``base_url``: default: ``OPENAI_BASE_URL``, else OpenAI's. May have a query string, such as Azure's api-version.
     ``system``: a system message put before every prompt that is a str.
     ``params``: body parameters of every call, such as ``{"temperature": 0, "max_tokens": 200}``.
-    ``headers``: extra request headers. With credentials among them (Authorization, api-key, x-api-key), no key is
-    taken from the environment.
-    ``timeout``: (connect, read), or one number for both. read bounds the whole answer of one try. Default (5, 120).
-    ``max_tries``: tries for one prompt. Default 6. A refusal for rate (429) costs one only if nothing else of this
-    pool was answered since the last try; no prompt is sent more than 5 × ``max_tries`` times.
-    ``max_time``: for one prompt, its tries and waits together, from its first try. Default: no bound.
-    ``max_wait``: the longest wait between two tries; a server that asks for longer fails the call. Default 60.
-    ``requests_per_minute``, ``tokens_per_minute``: budgets to keep to; sends are spread evenly, with at most one
+    ``headers``: extra request headers. If they hold credentials (Authorization, api-key, x-api-key), no key is taken
+    from the environment.
+    ``timeout``: (connect, read), or one number for both. read limits the whole answer of one attempt. Default (5, 120).
+    ``max_tries``: attempts for one prompt. Default 6. A rate limit (429) counts only if no other call of this pool was
+    answered since the last attempt; no prompt is sent more than 5 × ``max_tries`` times.
+    ``max_time``: for one prompt, attempts and waits together, from its first attempt. Default: no limit.
+    ``max_wait``: the longest wait between two attempts; if a server asks for longer, the call fails. Default 60.
+    ``requests_per_minute``, ``tokens_per_minute``: budgets to keep to; requests are spread evenly, with at most one
     second's share at once.
-    ``session``: a requests.Session of your own; its proxies, CA bundle, auth, hooks and adapters are kept, but for
-    adapters of requests' own make, which the pool's replaces for its address. It is not closed with the pool.
-    ``progress``: True shows a bar on stderr, False none; None, the default, where stderr is a terminal or a notebook.
-    ``on_retry``, ``on_result``: called with a Retry for each try that will be made again, and with the ChatResult of
-    each call that is done, in the thread that called ``map`` or ``ask``, or that reads from ``imap``; what they raise
-    is raised there. They are told neither of what came from a journal nor of what was given to ``submit``, and stay
-    behind when the pool is pickled.
+    ``session``: a requests.Session of your own. Its proxies, CA bundle, auth, hooks and adapters are kept, except for a
+    plain HTTPAdapter, which is replaced for this address. It is not closed with the pool.
+    ``progress``: True shows a bar on stderr, False none; None, the default, shows one if stderr is a terminal or a
+    notebook.
+    ``on_retry``, ``on_result``: called with a Retry for each attempt that will be repeated, and with the ChatResult of
+    each finished call, in the thread that called ``map`` or ``ask``, or that reads from ``imap``; their exceptions are
+    raised there. They are not called for results from a journal or for ``submit``, and are not pickled with the pool.
 
     Raises ConfigurationError, which is also a ValueError, for a setting that cannot work.
     """
@@ -119,7 +120,7 @@ class ChatPool:
             has_own_auth=_has_auth(session),
         )
         self._session = session
-        self._pool_id = object()  # by which an engine tells the runs of several pools apart
+        self._pool_id = object()  # by which an engine distinguishes the jobs of several pools
         self._progress = progress
         self._closed = False
         self._is_shared = False  # its engine is used by other pools of this process, too
@@ -142,22 +143,21 @@ class ChatPool:
     ) -> Answers:
         """Send every prompt and return the answers in the order of the prompts, None where a call failed.
 
-        A prompt is a str, a list of message dicts, or a dict of body fields, which overrides ``params``, which
-        overrides the pool's. ``parse`` is called with each answer's text, in a worker thread, and its value takes
-        the text's place; a ValueError from it counts as a bad answer and the call is tried again, any other
-        exception is raised here, with the prompt's index as ``.prompt_index``. ``deadline``: seconds from now; what
-        is not done by then is None, with DeadlineError. ``journal``: a file that each finished call is written to at
-        once, in the format of the Batch API's output; with the same file again, only what has no good answer in it is
-        asked. Prompts are known again by their request's body, in whatever order they come; so those with another
-        model or other parameters are asked anew. ``max_requests``, ``max_tokens``: once so many requests were sent, or
-        the answers have cost so many tokens, nothing more is sent, and what is left has SpendLimitError (what bounds
-        each answer is ``params={"max_tokens": …}``); answers in flight then still come in, so tokens may go over by
-        at most ``max_workers`` of them. ``dedupe``: equal prompts are asked once; the copies cost no tokens, and share
-        one ``value``.
+        A prompt is a str, a list of message dicts, or a dict of body fields, which override ``params``, which override
+        the pool's. ``parse`` is called with each answer's text, in a thread of the pool, and its value takes the text's
+        place. A ValueError from it counts as a bad answer, and the call is retried; any other exception is raised here,
+        with the prompt's index as ``.prompt_index``. ``deadline``: seconds from now; prompts not answered by then are
+        None, with DeadlineError. ``journal``: a file to which each finished call is written at once, in the format of
+        the Batch API's output; with the same file again, only prompts without a good answer in it are sent. Prompts are
+        matched by their request body, in any order, so those with another model or other parameters are sent again.
+        ``max_requests``, ``max_tokens``: once so many requests were sent, or so many tokens used, nothing more is sent,
+        and the rest fail with SpendLimitError (to limit each answer, use ``params={"max_tokens": …}``); answers in
+        flight still come in, so the tokens of at most ``max_workers`` answers may be used beyond that. ``dedupe``:
+        equal prompts are sent once; the copies cost no tokens, and share one ``value``.
 
-        Raises TypeError or ValueError for a prompt that cannot be sent, with its index, before anything is sent.
+        Raises TypeError or ValueError, with its index, for a prompt that cannot be sent, before anything is sent.
         Raises JournalError for a journal that is another kind of file, in use by another run, or cannot be written.
-        Whatever is raised on the way, KeyboardInterrupt for one, carries what was done as ``.answers``.
+        Any exception that ends the map, such as KeyboardInterrupt, carries the finished calls as ``.answers``.
         """
         check_prompts(prompts)
         mapper = self._mapper(params, parse, deadline, progress, journal, max_requests, max_tokens, dedupe=dedupe)
@@ -175,11 +175,11 @@ class ChatPool:
         max_requests: int | None = None,
         max_tokens: int | None = None,
     ) -> Iterator[ChatResult]:
-        """Yield the results in the order of the prompts, while later ones are under way.
+        """Yield the results in the order of the prompts, while later calls are in progress.
 
-        Takes any iterable, an endless one too: it is read in this thread, at most 4 × ``max_workers`` prompts ahead.
-        A prompt that cannot be sent raises when its turn comes, after all before it. Dropping the iterator gives up
-        what is under way. See ``map`` for the rest.
+        Takes any iterable, even an endless one: it is read in this thread, at most 4 × ``max_workers`` prompts ahead.
+        A prompt that cannot be sent raises when it is reached, after the results of all before it. Dropping the
+        iterator cancels the calls in progress. See ``map`` for the rest.
         """
         check_prompts(prompts)
         return self._mapper(params, parse, deadline, progress, journal, max_requests, max_tokens).stream(
@@ -198,7 +198,7 @@ class ChatPool:
         max_requests: int | None = None,
         max_tokens: int | None = None,
     ) -> Iterator[ChatResult]:
-        """Yield the results as they come in; ``ChatResult.index`` tells whose each is. Otherwise like ``imap``."""
+        """Yield the results as they come in; ``ChatResult.index`` is the prompt's. Otherwise like ``imap``."""
         check_prompts(prompts)
         return self._mapper(params, parse, deadline, progress, journal, max_requests, max_tokens).stream(
             prompts, in_order=False
@@ -207,7 +207,7 @@ class ChatPool:
     def submit(
         self, prompt: Prompt, *, params: _Params | None = None, parse: _Parse | None = None
     ) -> Future[ChatResult]:
-        """Send one prompt in the background. The Future's ``result()`` is a ChatResult also if the call failed."""
+        """Send one prompt in the background. The Future's ``result()`` is a ChatResult, even if the call failed."""
         job = self._make_job(FutureJob, params, parse, None)
         job.backend.start(job, [job.builder.request(0, prompt)])
         return job.future
@@ -241,7 +241,7 @@ class ChatPool:
         return again
 
     def estimate(self, prompts: Iterable[Prompt], *, params: _Params | None = None) -> Estimate:
-        """Tell what these prompts would take; sends nothing. Raises TypeError or ValueError as ``map`` does."""
+        """Estimate calls and tokens of these prompts; sends nothing. Raises TypeError or ValueError as ``map`` does."""
         check_prompts(prompts)
         builder = RequestBuilder(self._settings, check_params(params))
         calls, size, longest = 0, 0, 0.0
@@ -253,7 +253,7 @@ class ChatPool:
         return Estimate(calls, size // BYTES_A_TOKEN, int(longest) if longest < math.inf else None)
 
     def close(self) -> None:
-        """Give up what is under way, end the threads and close the connections. Closing again does nothing."""
+        """Cancel the calls in progress, end the threads and close the connections. Closing again does nothing."""
         self._closed = True
         engine = self._engines.pop(os.getpid(), None)
         if engine is None:
@@ -269,7 +269,7 @@ class ChatPool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the pool; first wait for what was submitted, unless an exception is on its way."""
+        """Close the pool; first wait for submitted calls, unless an exception is propagating."""
         engine = self._engines.get(os.getpid())
         try:
             if kind is None and engine is not None:
@@ -283,10 +283,10 @@ class ChatPool:
         return f"ChatPool({shown})"
 
     def __getstate__(self) -> dict[str, Any]:
-        """A pool travels as its settings; a key taken from the environment stays behind.
+        """A pool is pickled as its settings, without a key that was taken from the environment.
 
-        Pools that arrive in one process with equal settings share threads, connections, cool-down and budgets there.
-        Closing one of them gives up what was asked through it; the rest stays for the others, those to come included.
+        Pools with equal settings that are unpickled in one process share threads, connections, limits and budgets.
+        Closing one of them cancels its own calls; threads, connections and limits remain for the others.
         """
         settings = self._settings
         if settings.key_is_from_environment:
@@ -306,7 +306,7 @@ class ChatPool:
         self._is_shared, self._pool_id = True, object()
 
     def _engine(self) -> Engine:
-        """Return this process's engine; of many threads that want it first, one makes it for all."""
+        """Return this process's engine. If several threads need it first, one makes it for all."""
         if self._closed:
             raise PoolClosedError("this pool is closed; make a new one")
         pid = os.getpid()

@@ -1,4 +1,4 @@
-"""What comes back: ``Answers``, a ``ChatResult`` for each prompt, ``Usage`` in tokens, ``Retry`` and ``Estimate``."""
+"""The results of calls: ``Answers``, ``ChatResult`` (one a prompt), ``Usage`` in tokens, ``Retry`` and ``Estimate``."""
 
 from ._protocol.answers import Answers
 from ._protocol.results import ChatResult, Estimate, Retry, Usage

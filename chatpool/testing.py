@@ -5,10 +5,25 @@
 ...     answers = ChatPool(base_url=server.url).map(["ping"])  # ["pong"], after one retry
 
 A reply is a list of steps: bytes to send, seconds to wait, and an ``End``. ``Reply`` makes them for the common cases;
-``Raw`` takes them as they are, to reproduce any server's misbehaviour.
+``Raw`` takes them as they are, to reproduce any server's misbehaviour. ``dialect`` returns the replies of
+real providers by name.
 """
 
+from ._testing.dialects import DIALECTS, dialect
 from ._testing.replies import AnyReply, End, Handler, Raw, Reply, Request, Step, chaos
 from ._testing.server import FakeChatServer, RateLimit
 
-__all__ = ["AnyReply", "End", "FakeChatServer", "Handler", "RateLimit", "Raw", "Reply", "Request", "Step", "chaos"]
+__all__ = [
+    "DIALECTS",
+    "AnyReply",
+    "End",
+    "FakeChatServer",
+    "Handler",
+    "RateLimit",
+    "Raw",
+    "Reply",
+    "Request",
+    "Step",
+    "chaos",
+    "dialect",
+]

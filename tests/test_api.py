@@ -112,7 +112,7 @@ def test_constructor_starts_nothing(server):
 
 def test_result_is_frozen_and_has_slots():
     """A result cannot be changed, has no dict, and unpickles as it was."""
-    result = ChatResult(0, "p", "t", "t", "stop", Usage(1, 2, 3), {"a": 1}, "r", 1, 0.5, None)
+    result = ChatResult(0, "p", "t", "t", None, "stop", Usage(1, 2, 3), {"a": 1}, "r", 1, 0.5, None)
     with pytest.raises(dataclasses.FrozenInstanceError):
         result.text = "x"
     assert not hasattr(result, "__dict__")

@@ -40,6 +40,7 @@ STARTS_THREADS = {
     "_scheduling/actor",
     "_scheduling/workers",
     "_scheduling/callbacks",
+    "_scheduling/preload",
     "_http/resolver",
     "_files/sync",
     "_testing/server",

@@ -94,7 +94,8 @@ def dry_run(options: RunOptions) -> int:
     calls = tokens = done = 0
     with closing(options.open_input()) as prompts:
         repeats = prompts.check(options.digest)
-        with _read_journal(options) as journal:
+        path = options.output
+        with Journal(path, is_read_only=True) if path and os.path.exists(path) else nullcontext() as journal:
             digest = lambda request: options.digest(request.prompt)  # noqa: E731 - shorter than a function
             view = JournalView(journal, digest, None, retries_failed=options.retry_failed, repeats=repeats)
             for index, prompt in enumerate(prompts):
@@ -179,12 +180,6 @@ def _connect(scheduler: str) -> Any:
         return Client(**target, timeout=_CONNECT_TIMEOUT)
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"cannot connect to a Dask scheduler at {scheduler}: {error}") from None
-
-
-def _read_journal(options: RunOptions) -> Journal | nullcontext[None]:
-    if options.output is None or not os.path.exists(options.output):
-        return nullcontext()
-    return Journal(options.output, is_read_only=True)
 
 
 def _one_line(result: ChatResult, *, is_terminal: bool) -> str:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Callable
 
 from chatpool._protocol.answers import Answers
+from chatpool._protocol.judgement import is_fatal_for_all
 from chatpool._protocol.request_builder import Request, RequestBuilder
 from chatpool._protocol.requests import Prompt, check_prompts
 from chatpool._protocol.results import Attempt, ChatResult, PathLike
@@ -30,7 +31,6 @@ from chatpool._scheduling.call import unsent
 from chatpool._scheduling.job import Job, Reason
 from chatpool._scheduling.mapper import Mapper
 from chatpool._scheduling.reasons import deadline_passed, no_call_can_succeed
-from chatpool._scheduling.retry import is_fatal_for_all
 from chatpool.errors import CallError, ConfigurationError, NotSentError
 from chatpool.pool import ChatPool
 

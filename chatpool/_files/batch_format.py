@@ -138,6 +138,7 @@ def result_of(document: Mapping[str, Any], index: int, prompt: Any) -> ChatResul
         prompt=prompt,
         text=completion.text if completion else None,
         value=completion.text if completion and error is None else None,
+        reasoning=completion.reasoning if completion else None,
         finish_reason=completion.finish_reason if completion else None,
         usage=completion.usage if completion else None,
         response=completion.response if completion else None,

@@ -24,6 +24,7 @@ from chatpool.errors import ConfigurationError
 
 from .journal import hash64
 
+_PATHS = ("/v1/", "/chat/completions", "/completions", "/embeddings", "/responses")  # Azure leaves /v1 out
 _FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".txt": "text", ".text": "text"}
 _BUFFER = 2**20  # bytes
 _MAX_SHOWN = 20  # bad lines
@@ -272,7 +273,7 @@ def _batch_request(document: dict[str, object]) -> BatchRequest:
         raise TypeError("'body' must be an object")
     if document.get("method", "POST") != "POST":
         raise ValueError("'method' must be POST")
-    if not isinstance(path, str) or not path.startswith("/v1/"):
+    if not isinstance(path, str) or not path.startswith(_PATHS):
         raise ValueError(f"'url' must be a path such as {CHAT_PATH}")
     request = BatchRequest(body, _custom_id(document), path)
     check_prompt(request, -1)

@@ -7,7 +7,7 @@ import math
 import socket
 import threading
 import time
-from typing import Any
+from typing import Any, Callable
 
 from chatpool.errors import APITimeoutError, CallError
 
@@ -25,6 +25,7 @@ class CancelScope:
         "error",
         "is_cut",
         "is_stale",
+        "on_wait",
         "phase",
         "seconds",
         "timeout_at",
@@ -40,6 +41,7 @@ class CancelScope:
         self.timeout_at = self.ends = math.inf
         self.is_stale = False  # the attempt used a kept connection, and the server had closed it
         self.wants_fresh = False  # the last attempt did, so this one opens its own
+        self.on_wait: Callable[[], None] | None = None  # called once, when the attempt first waits for the network
 
     def begin(self, ends: float) -> None:
         """Begin an attempt that is over at ``ends``; raise the call's error if it was cancelled."""
@@ -53,6 +55,12 @@ class CancelScope:
         """Give a phase of the attempt (connect, read) so many seconds from now, but not beyond its end."""
         self.phase, self.seconds = phase, seconds
         self.timeout_at = min(time.monotonic() + seconds, self.ends)
+
+    def note_wait(self) -> None:
+        """Note that the attempt is about to wait for the network."""
+        on_wait, self.on_wait = self.on_wait, None
+        if on_wait is not None:
+            on_wait()
 
     def timeout_error(self) -> APITimeoutError:
         """Return the error for the current phase's limit."""

@@ -54,12 +54,7 @@ class Answers(list[Any]):
     @property
     def usage(self) -> Usage:
         """The tokens of all results, summed."""
-        used = [result.usage for result in self.results if result.usage]
-        return Usage(
-            sum(usage.prompt_tokens for usage in used),
-            sum(usage.completion_tokens for usage in used),
-            sum(usage.total_tokens for usage in used),
-        )
+        return sum((result.usage for result in self.results if result.usage), Usage())
 
     def raise_for_failures(self) -> None:
         """Raise the first failure, if there is one; its message includes the number of failures.

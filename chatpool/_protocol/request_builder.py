@@ -20,6 +20,11 @@ class Request:
         self.digest: str | None = None  # by which a journal finds its answer
 
     @property
+    def size(self) -> int:
+        """The length of the prompt, for comparing it with others."""
+        return len(self.prompt) if isinstance(self.prompt, str) else len(self.payload or b"")
+
+    @property
     def path(self) -> str:
         """The path that the body is posted to, as a Batch file names it."""
         return path_of(self.prompt)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any, NamedTuple, Union
 
 Prompt = Union[str, list[dict[str, Any]], dict[str, Any]]
 
 CHAT_PATH = "/v1/chat/completions"
 BYTES_A_TOKEN = 4
+TOKENS_A_PICTURE = 1000  # a guess; OpenAI counts 85 tokens for a small picture, about 1,100 for a large one
 _MISSING = ("NoneType", "NAType", "NaTType")  # types of None and of pandas' missing values
+_VERSION = "/v1"
+_MEDIA_TYPE = re.compile(r"image|audio|video|file|document")
+_BASE64 = re.compile(r"data:|[A-Za-z0-9+/=_-]{100}")
 _encoder = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 
 
@@ -54,7 +59,7 @@ def check_prompt(prompt: Any, index: int) -> None:
 def check_shape(prompt: Any, index: int) -> None:
     """Raise TypeError, with the index, for an invalid prompt. Does not check whether JSON can represent it."""
     if isinstance(prompt, BatchRequest):
-        if prompt.path != CHAT_PATH:
+        if path_of(prompt) != CHAT_PATH:
             return
         prompt = prompt.prompt
     if isinstance(prompt, str):
@@ -82,7 +87,7 @@ def _hint(prompt: Any) -> str:
 def build_body(prompt: Any, *, model: str, system: str | None, params: Mapping[str, Any]) -> dict[str, Any]:
     """Return a request's body: the prompt's own fields override ``params``, which override ``model``."""
     if isinstance(prompt, BatchRequest):
-        if prompt.path != CHAT_PATH:  # other endpoints have other fields
+        if path_of(prompt) != CHAT_PATH:  # other endpoints have other fields
             return {**params, **prompt.prompt}
         prompt = prompt.prompt
     body: dict[str, Any] = {"model": model, **params}
@@ -110,16 +115,61 @@ def encode(value: Any, name: str) -> bytes:
 
 
 def path_of(prompt: Any) -> str:
-    """Return the path of the endpoint that a prompt is posted to, as in a Batch file."""
-    return prompt.path if isinstance(prompt, BatchRequest) else CHAT_PATH
+    """Return the path of the endpoint that a prompt is posted to, as in a Batch file; Azure's have no ``/v1``."""
+    path = prompt.path if isinstance(prompt, BatchRequest) else CHAT_PATH
+    return path if path.startswith(_VERSION + "/") else _VERSION + path
+
+
+class TokenEstimate(NamedTuple):
+    """An estimate of a request's tokens.
+
+    ``text``: of the prompt's text. ``media``: of its pictures, audio and files, the same guess for each. ``answer``:
+    the longest answer that the request allows; 0 if it sets no limit.
+    """
+
+    text: int
+    media: int
+    answer: int
+
+    @property
+    def total(self) -> int:
+        """The sum."""
+        return sum(self)
+
+
+def estimate(payload: bytes, body: Mapping[str, Any]) -> TokenEstimate:
+    """Estimate a request's tokens: one for four bytes of text, and as many for the answer as the request allows.
+
+    Four characters of English per token is OpenAI's own rule of thumb; JSON's escapes make it fit other scripts too.
+    Base64 is not counted: servers count a picture by its width and height.
+    """
+    parts, hidden = _media(body.get("messages", body.get("input")))
+    return TokenEstimate((len(payload) - hidden) // BYTES_A_TOKEN, parts * TOKENS_A_PICTURE, longest_answer(body) or 0)
 
 
 def estimate_tokens(payload: bytes, body: Mapping[str, Any]) -> int:
-    """Estimate a request's tokens: one for four bytes, and as many for the answer as the request allows.
+    """Return the sum of ``estimate``."""
+    return estimate(payload, body).total
 
-    Four characters of English per token is OpenAI's own rule of thumb; JSON's escapes make it fit other scripts too.
-    """
-    return len(payload) // BYTES_A_TOKEN + (longest_answer(body) or 0)
+
+def _media(value: Any) -> tuple[int, int]:
+    """Return the number of pictures, audio and files, and their bytes of base64."""
+    if isinstance(value, dict):
+        if _MEDIA_TYPE.search(str(value.get("type", ""))):
+            return 1, _base64_bytes(value)
+        value = list(value.values())
+    if not isinstance(value, list):
+        return 0, 0
+    found = [_media(part) for part in value if isinstance(part, (dict, list))]
+    return sum(parts for parts, _ in found), sum(size for _, size in found)
+
+
+def _base64_bytes(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value) if _BASE64.match(value) else 0
+    if isinstance(value, dict):
+        value = list(value.values())
+    return sum(_base64_bytes(part) for part in value) if isinstance(value, list) else 0
 
 
 def longest_answer(body: Mapping[str, Any]) -> int | None:

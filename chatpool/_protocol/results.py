@@ -14,17 +14,25 @@ PathLike = Union[str, "os.PathLike[str]"]
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens, as the server counted them."""
+    """Tokens, as the server counted them.
+
+    ``cached_tokens``: tokens of the prompt that were in the server's cache. ``reasoning_tokens``: tokens of the
+    reasoning; most servers include them in ``completion_tokens``, xAI does not.
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     total_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
             self.prompt_tokens + other.prompt_tokens,
             self.completion_tokens + other.completion_tokens,
             self.total_tokens + other.total_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
         )
 
 
@@ -41,11 +49,12 @@ class ChatResult:
     """The outcome of one prompt.
 
     ``index``: the prompt's position in the input, from 0. ``text``: the answer's text. ``value``: ``parse(text)``, or
-    the text without a ``parse``; None if the call failed. ``finish_reason``: as sent by the server; ``"length"`` means
-    that the answer was truncated at the token limit. ``usage``: tokens of all attempts, summed; None if the server
-    sent no usage. ``response``: the server's reply as a dict, also of a failed call if the reply was JSON.
-    ``request_id``: the server's id of the request. ``attempts``: HTTP requests sent. ``elapsed``: seconds from the
-    first of them to the outcome, waits included. ``error``: why the call failed, or None.
+    the text without a ``parse``; None if the call failed. ``reasoning``: the model's reasoning, if the server returns
+    it. ``finish_reason``: why the model stopped, in OpenAI's words; ``"length"`` means that the answer was truncated at
+    the token limit. ``usage``: tokens of all attempts, summed; None if the server sent no usage. ``response``: the
+    server's reply as a dict, also of a failed call if the reply was JSON. ``request_id``: the server's id of the
+    request. ``attempts``: HTTP requests sent. ``elapsed``: seconds from the first of them to the outcome, waits
+    included. ``error``: why the call failed, or None.
     """
 
     # dataclass(slots=True) needs Python 3.10. Slots declared by hand do not allow defaults.
@@ -56,6 +65,7 @@ class ChatResult:
         "finish_reason",
         "index",
         "prompt",
+        "reasoning",
         "request_id",
         "response",
         "text",
@@ -67,6 +77,7 @@ class ChatResult:
     prompt: Any
     text: str | None
     value: Any
+    reasoning: str | None
     finish_reason: str | None
     usage: Usage | None
     response: dict[str, Any] | None
@@ -79,6 +90,14 @@ class ChatResult:
     def ok(self) -> bool:
         """Whether the prompt was answered."""
         return self.error is None
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The model's message with its tool calls, images and audio; empty if there is none."""
+        choices = (self.response or {}).get("choices")
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        message = choice.get("message") if isinstance(choice, dict) else None
+        return message if isinstance(message, dict) else {}
 
     def for_duplicate(self, index: int, prompt: Any) -> ChatResult:
         """Return the result of an equal prompt that was not sent: the same answer, at no cost."""

@@ -11,13 +11,14 @@ from collections.abc import Iterable, Iterator
 from chatpool._protocol.request_builder import Request
 
 from .call import Call
+from .hopeless import HopelessRun
 from .job import Job, Reason
 
 
 class JobState:
     """A job as the scheduler sees it."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, slots: int) -> None:
         self.job = job
         self.queues: dict[str, Queue] = {}  # what is not begun, by model
         self.calls: set[Call] = set()  # begun, and not settled
@@ -25,6 +26,11 @@ class JobState:
         self.inner: set[Job] = set()  # jobs made by its parse
         self.reason: Reason | None = None  # why it was cancelled
         self.is_aborted = False  # cancelled together with what was in flight
+        # Nothing succeeds: only probes and their retries are sent, until it is clear whether anything can.
+        self.hopeless = HopelessRun(slots)
+        self.is_held = False
+        self.probes: set[int] = set()  # indexes of prompts
+        self.parked: list[Call] = []  # begun, and held
 
     def add(self, requests: Iterable[Request]) -> None:
         """Queue new requests."""
@@ -33,6 +39,13 @@ class JobState:
             if queue is None:
                 queue = self.queues[request.model] = Queue(self)
             queue.requests.append(request)
+
+    def add_probes(self) -> None:
+        """Choose probes among the prompts that are left, and put them first."""
+        lengths = {request.index: request.size for queue in self.queues.values() for request in queue.requests}
+        self.probes.update(self.hopeless.choose_probes(lengths))
+        for queue in self.queues.values():
+            queue.requests = deque(sorted(queue.requests, key=lambda request: request.index not in self.probes))
 
     @property
     def has_requests(self) -> bool:
@@ -56,10 +69,18 @@ class Queue:
         self.requests: deque[Request] = deque()
         self.is_listed = False  # it takes turns in its lane
 
+    @property
+    def may_begin(self) -> bool:
+        """Whether the next call may begin."""
+        state = self._state
+        return bool(self.requests) and (not state.is_held or self.requests[0].index in state.probes)
+
     def take(self) -> Call | None:
-        """Begin the next call; return None if there is none, or its Future was cancelled."""
+        """Begin the next call; return None if none may begin."""
         job = self._state.job
-        if not self.requests or not job.may_begin():
+        if not self.may_begin:
+            return None
+        if not job.may_begin():  # its Future was cancelled
             self.requests.clear()
             return None
         call = Call(job, self.requests.popleft())
@@ -76,8 +97,8 @@ class Lane:
         self._turns: deque[Queue] = deque()  # one for each job, which take turns
 
     def enlist(self, queue: Queue) -> None:
-        """Let a queue take turns, unless it is empty or does already."""
-        if queue.requests and not queue.is_listed:
+        """Let a queue take turns, unless nothing of it may begin or it does already."""
+        if queue.may_begin and not queue.is_listed:
             queue.is_listed = True
             self._turns.append(queue)
 
@@ -128,6 +149,10 @@ class Backlog:
         for model, queue in state.queues.items():
             self._lane(model).enlist(queue)
 
+    def make_ready(self, call: Call) -> None:
+        """Have a call that was begun wait only for the limits."""
+        self._lane(call.model).ready.append(call)
+
     def delay(self, call: Call, due: float) -> None:
         """Keep a call until ``due``."""
         heapq.heappush(self._delayed, (due, next(self._numbers), call))
@@ -135,8 +160,7 @@ class Backlog:
     def wake(self, now: float) -> None:
         """Make the calls ready whose back-off is over."""
         while self._delayed and self._delayed[0][0] <= now:
-            call = heapq.heappop(self._delayed)[2]
-            self._lane(call.model).ready.append(call)
+            self.make_ready(heapq.heappop(self._delayed)[2])
 
     def _lane(self, model: str) -> Lane:
         lane = self._lanes.get(model)

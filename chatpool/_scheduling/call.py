@@ -89,6 +89,7 @@ class Call:
             prompt=self.request.prompt,
             text=done.text if done else None,
             value=self.value if error is None else None,
+            reasoning=done.reasoning if done else None,
             finish_reason=done.finish_reason if done else None,
             usage=self.usage,
             response=done.response if done else None,
@@ -101,4 +102,4 @@ class Call:
 
 def unsent(request: Request, error: CallError) -> ChatResult:
     """Return the result of a prompt whose call was never begun."""
-    return ChatResult(request.index, request.prompt, None, None, None, None, None, None, 0, 0.0, error)
+    return ChatResult(request.index, request.prompt, None, None, None, None, None, None, None, 0, 0.0, error)

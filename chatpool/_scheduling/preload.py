@@ -1,4 +1,4 @@
-"""Imports that are put off until a pool is used, made so that a fork cannot break them.
+"""Imports that are put off until a pool is used, made so that neither a fork nor Ctrl-C can break them.
 
 A thread that imports a module holds that module's lock. If another thread forks meanwhile, the child inherits the lock,
 held for ever by a thread that does not exist there, and hangs at its own first use. So a fork waits for these imports.
@@ -13,7 +13,8 @@ from collections.abc import Iterator
 
 from .retry import load_backoff
 
-_lock = threading.RLock()  # reentrant: the thread that imports may fork itself, in an import hook of somebody else's
+_lock = threading.RLock()  # reentrant: the thread that imports may fork itself, in somebody else's import hook
+_is_done = False
 
 
 @contextlib.contextmanager
@@ -24,10 +25,28 @@ def forks_wait() -> Iterator[None]:
 
 
 def preload() -> None:
-    """Import what the first call would import, while there are file descriptors to do it with."""
+    """Import what the first call would import, while there are file descriptors to do it with.
+
+    In a thread of its own, which Ctrl-C cannot break into: a package that was interrupted in the middle of its import,
+    as backoff's asyncio, cannot always be imported again (its ``__init__`` finds submodules that it did not load).
+    """
+    if _is_done:
+        return
+    thread = threading.Thread(target=_import, name="chatpool-preload")
+    try:
+        thread.start()
+    except RuntimeError:  # no thread to be had
+        _import()
+    else:
+        thread.join()
+
+
+def _import() -> None:
+    global _is_done  # noqa: PLW0603 - imports are global, too
     with forks_wait():
         load_backoff()
         "localhost".encode("idna")  # socket.getaddrinfo does so, which imports stringprep
+        _is_done = True
 
 
 def _release() -> None:
@@ -35,7 +54,7 @@ def _release() -> None:
 
 
 def _start_afresh() -> None:
-    global _lock
+    global _lock  # noqa: PLW0603 - the parent's may be released only by the thread that acquired it, which is this one
     _lock = threading.RLock()
 
 

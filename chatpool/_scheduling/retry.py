@@ -4,57 +4,13 @@ from __future__ import annotations
 
 import functools
 import random
-import re
 from collections.abc import Generator
 from typing import Any, Callable, NoReturn
 
-from chatpool.errors import (
-    APIConnectionError,
-    APIStatusError,
-    AuthenticationError,
-    CallError,
-    InvalidResponseError,
-    ParseError,
-    PermissionDeniedError,
-    QuotaExceededError,
-)
+from chatpool.errors import CallError
 
 _FIRST_WAIT = 0.25  # seconds, doubled for each further try
 _LONGEST_OWN_WAIT = 20.0  # seconds; a server may ask for more, up to max_wait
-
-# 408, 409, >= 500: as OpenAI's SDK. 425: RFC 8470. 498: Groq's word for "no capacity just now".
-_TRANSIENT_STATUSES = frozenset({408, 409, 425, 429, 498})
-_FATAL_CONNECTION_CODES = frozenset({"certificate_verify_failed", "proxy_authentication"})
-_PERMANENT_CONNECTION_CODES = _FATAL_CONNECTION_CODES | {"no_tls", "cannot_connect", "max_time"}
-_PERMANENT_RESPONSE_CODES = frozenset({"refusal", "content_filter", "length", "too_large"})
-_ACCOUNT_WORDS = re.compile(r"(\b|_)(key|project|organi[sz]ation|account|country)(\b|_)", re.IGNORECASE)
-
-
-def is_transient(error: CallError) -> bool:
-    """Whether the same request may succeed later. The server's own word (``x-should-retry``) comes first."""
-    if error.should_retry is not None:
-        return error.should_retry
-    if isinstance(error, QuotaExceededError):
-        return False
-    if isinstance(error, APIStatusError):
-        status = error.status_code or 0
-        return status in _TRANSIENT_STATUSES or status >= 500
-    if isinstance(error, APIConnectionError):
-        return error.code not in _PERMANENT_CONNECTION_CODES
-    if isinstance(error, InvalidResponseError):
-        return error.code not in _PERMANENT_RESPONSE_CODES
-    return isinstance(error, ParseError)
-
-
-def is_fatal_for_all(error: CallError) -> bool:
-    """Whether no other prompt can survive this either: the key, the account, certificate or proxy is at fault."""
-    if isinstance(error, (AuthenticationError, QuotaExceededError)):
-        return True
-    if isinstance(error, PermissionDeniedError):
-        return _ACCOUNT_WORDS.search(f"{error.code} {error}") is not None
-    if isinstance(error, APIConnectionError):
-        return error.code in _FATAL_CONNECTION_CODES
-    return error.status_code == 407  # a proxy wants a user and a password
 
 
 def delay_before_retry(error: CallError, tries: int, max_wait: float) -> float:

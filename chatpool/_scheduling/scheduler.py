@@ -7,6 +7,7 @@ so the limits know of a refusal before anything else leaves.
 
 from __future__ import annotations
 
+import copy
 import functools
 import heapq
 import itertools
@@ -19,8 +20,9 @@ from collections import Counter
 from concurrent.futures import Future
 from typing import Any, Callable, NamedTuple
 
+from chatpool._protocol.judgement import is_fatal_for_all, is_refusal
 from chatpool._protocol.results import ChatResult
-from chatpool.errors import NotSentError, SpendLimitError
+from chatpool.errors import CallError, NotSentError, SpendLimitError
 
 from .actor import Actor
 from .backlog import Backlog, JobState, Lane
@@ -36,7 +38,7 @@ from .reasons import (
     outage,
     pool_closed,
 )
-from .retry import Postponed, is_fatal_for_all
+from .retry import Postponed
 from .sender import Sender
 from .workers import Workers
 
@@ -68,6 +70,7 @@ class Scheduler(Actor):
         self._numbers = itertools.count()
         self._backlog = Backlog()
         self._in_flight: set[Call] = set()
+        self._answers_at_long_wait = -1  # how many there were when a call was last rejected for longer than max_wait
         self._is_leaving = False  # the interpreter exits: only jobs that other threads wait for go on
         self._opens = math.inf  # when the limits let the next call pass
         self._blocked_by: str | None = None  # the limit that it waits for
@@ -94,6 +97,7 @@ class Scheduler(Actor):
         if state.reason is not None or self.is_over:
             self.cancel(job, state.reason or pool_closed, abort=state.is_aborted)
         else:
+            self._review(state)
             self._backlog.enlist(state)
 
     def forget(self, job: Job) -> None:
@@ -169,7 +173,7 @@ class Scheduler(Actor):
         self.cancel_where(lambda job: True, pool_closed)
 
     def _add_job(self, job: Job) -> JobState:
-        state = self._jobs[job] = JobState(job)
+        state = self._jobs[job] = JobState(job, self._size)
         job.scheduled(self.waits)
         if job.deadline < math.inf:
             heapq.heappush(self._deadlines, (job.deadline, next(self._numbers), weakref.ref(job)))
@@ -271,6 +275,10 @@ class Scheduler(Actor):
         if state is None:  # it was settled meanwhile
             lane.head = None
             return True
+        if state.is_held and call.index not in state.probes:
+            lane.head = None
+            state.parked.append(call)
+            return True
         if not call.attempts and (error := self._sender.prepare(call)) is not None:
             lane.head = None
             self._finish(state, call, call.result(error))
@@ -340,12 +348,39 @@ class Scheduler(Actor):
         state.parsing.discard(call)
         if report.bug is not None:
             self._fail(state, call, report.bug)
-        elif report.delay is not None:
+            return
+        error = report.result.error if report.result is not None else None
+        if report.delay is not None:
+            error = call.last_error
             self._delay(state, call, report.delay)
         elif report.result is not None:
             self._complete(state, call, report.result)
         else:
             self._parse(state, call)
+        state.hopeless.observe(call.index, error, is_final=report.delay is None)
+        self._review(state)
+
+    def _review(self, state: JobState) -> None:
+        """Hold a job in which nothing succeeds, send a few probes, and end it if they fail in the same way."""
+        run = state.hopeless
+        if not run.should_hold():
+            if state.is_held:
+                self._release(state)
+            return
+        state.is_held = True
+        if run.needs_probes:
+            state.add_probes()
+            self._backlog.enlist(state)
+        error = run.verdict()
+        if error is not None and state.reason is None:
+            self.cancel(state.job, functools.partial(copy.copy, error), abort=False)
+
+    def _release(self, state: JobState) -> None:
+        state.is_held = False
+        for call in state.parked:
+            self._backlog.make_ready(call)
+        state.parked.clear()
+        self._backlog.enlist(state)
 
     def _parse(self, state: JobState, call: Call) -> None:
         state.parsing.add(call)
@@ -363,8 +398,15 @@ class Scheduler(Actor):
         self._finish(state, call, result)
         if result.error is None:
             self._limits.answers += 1
-        elif is_fatal_for_all(result.error):
+        elif is_fatal_for_all(result.error) or self._is_second_long_wait(result.error):
             self.cancel(call.job, functools.partial(no_call_can_succeed, result.error), abort=False)
+
+    def _is_second_long_wait(self, error: CallError) -> bool:
+        """Whether two calls were rejected for longer than ``max_wait``, with no answer between them."""
+        if not is_refusal(error) or (error.retry_after or 0) <= self._sender.max_wait:
+            return False
+        before, self._answers_at_long_wait = self._answers_at_long_wait, self._limits.answers
+        return before == self._limits.answers
 
     def _end_outage(self, waiting: list[Call]) -> None:
         """The server was out for too long: cancel the jobs that have something to send to it."""

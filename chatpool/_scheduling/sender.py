@@ -7,6 +7,7 @@ import logging
 import time
 
 from chatpool._http.session import Transport
+from chatpool._protocol.judgement import is_outage_sign, is_refusal, is_transient
 from chatpool._protocol.replies import Reply, check_answer, read_completion, read_document
 from chatpool._protocol.requests import BYTES_A_TOKEN, CHAT_PATH, estimate_tokens
 from chatpool._protocol.results import ChatResult, Retry
@@ -14,8 +15,8 @@ from chatpool._protocol.settings import Settings
 from chatpool.errors import (
     APIConnectionError,
     APITimeoutError,
+    AuthenticationError,
     CallError,
-    InternalServerError,
     ParseError,
     RateLimitError,
 )
@@ -23,7 +24,7 @@ from chatpool.errors import (
 from .call import Call
 from .limits import Limits
 from .reasons import deadline_passed
-from .retry import back_off, delay_before_retry, is_transient
+from .retry import back_off, delay_before_retry
 
 _logger = logging.getLogger("chatpool")
 
@@ -35,6 +36,7 @@ class Sender:
 
     def __init__(self, settings: Settings, transport: Transport, limits: Limits) -> None:
         self._settings, self._transport, self._limits = settings, transport, limits
+        self.max_wait = settings.max_wait
 
     def prepare(self, call: Call) -> CallError | None:
         """Estimate the tokens of a call, if there is a budget for them; return an error if it needs more than that."""
@@ -52,7 +54,10 @@ class Sender:
         except CallError as error:
             failure = error
         if failure is None and call.job.parse is not None:
-            return None
+            assert call.completion is not None
+            if call.completion.text.strip():
+                return None
+            call.value = None  # tool calls or images: there is nothing to parse
         return self._conclude(call, failure)
 
     def parse(self, call: Call) -> ChatResult:
@@ -99,28 +104,27 @@ class Sender:
 
     def _judge(self, call: Call, reply: Reply, request_bytes: int) -> None:
         call.request_id = reply.request_id
-        is_chat = call.request.path == CHAT_PATH
+        usage = reply.usage
+        if usage is not None:  # whether or not it is an answer: it is paid for
+            call.usage = usage if call.usage is None else call.usage + usage
+            if call.job.budget is not None:
+                call.job.budget.charge(usage.total_tokens)
+        read = read_completion if call.request.path == CHAT_PATH else read_document
         try:
-            call.completion = completion = read_completion(reply) if is_chat else read_document(reply)
+            call.completion = completion = read(reply)
         except RateLimitError as error:
             if is_transient(error) and (error.retry_after or 0) <= self._settings.max_wait:
                 call.signal = functools.partial(Limits.refused, delay=error.retry_after)
             raise
-        except InternalServerError as error:
-            call.signal = functools.partial(Limits.failed, error=error)
+        except CallError as error:
+            is_outage = is_outage_sign(error) or is_refusal(error)  # overload counts as an outage for now
+            failed = functools.partial(Limits.failed, error=error)
+            call.signal = failed if is_outage else functools.partial(Limits.taken, tokens=None)
             raise
-        except CallError:
-            call.signal = functools.partial(Limits.taken, tokens=None)
-            raise
-        usage = completion.usage
-        if usage is not None:
-            call.usage = usage if call.usage is None else call.usage + usage
         call.signal = functools.partial(Limits.taken, tokens=usage.total_tokens if usage else None)
-        if call.job.budget is not None:
-            guess = (request_bytes + len(completion.text or "")) // BYTES_A_TOKEN
-            call.job.budget.charge(usage.total_tokens if usage else guess)
-        if is_chat:
-            check_answer(reply, completion)
+        if call.job.budget is not None and usage is None:
+            call.job.budget.charge((request_bytes + len(completion.text)) // BYTES_A_TOKEN)
+        check_answer(reply, completion)
 
     def _final_error(self, call: Call, error: CallError) -> CallError:
         """Return the error that ends the call. Raises Postponed if there is to be another attempt."""
@@ -129,7 +133,7 @@ class Sender:
         rejected = isinstance(error, RateLimitError)
         # A rate limit costs no try as long as other calls are answered: it shows only that there are many.
         call.tries += not (rejected and self._limits.answers > call.answers_before)
-        if call.job.is_cancelled or not is_transient(error):
+        if call.job.is_cancelled or not (is_transient(error) or self._is_stray(call, error)):
             return error
         if call.tries >= settings.max_tries or call.attempts >= _MOST_SENDS * settings.max_tries:
             return error
@@ -145,6 +149,12 @@ class Sender:
         if call.job.on_retry is not None:
             call.job.on_retry(Retry(call.index, call.request.prompt, call.attempts, error, wait))
         return back_off(delay)
+
+    def _is_stray(self, call: Call, error: CallError) -> bool:
+        """Whether a 401 may be a gateway's mistake: the key was accepted before, and this call had no other 401."""
+        name = type(error).__name__
+        is_first = sum(attempt.error == name for attempt in call.timeline) == 1
+        return isinstance(error, AuthenticationError) and self._limits.answers > 0 and is_first
 
 
 def _describe(error: CallError) -> str:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Callable
 
 from .call import Call
+
+# Workers of a large pool that build and send a request at the same time. Each thread that waits for the interpreter lock
+# wakes up every 5 ms (sys.getswitchinterval) to ask for it; hundreds of them do little else, and it gets worse and
+# worse. So a worker starts when another begins to wait for the network, and the replies come one by one, too.
+_MOST_STARTING = 4
+_LARGE = 64  # workers, from which on a pool is large
 
 
 class Workers:
@@ -16,6 +23,9 @@ class Workers:
         self._perform = perform
         self._executor = ThreadPoolExecutor(size, "chatpool-worker")
         self._calls: SimpleQueue[Call | None] = SimpleQueue()
+        self._permits: SimpleQueue[None] = SimpleQueue()
+        for _ in range(size if size < _LARGE else _MOST_STARTING):
+            self._permits.put(None)
         self._count = 0
 
     def send(self, call: Call, in_flight: int) -> None:
@@ -41,7 +51,14 @@ class Workers:
         self._executor.shutdown(wait=wait)
 
     def _work(self, calls: SimpleQueue[Call | None]) -> None:
+        permits = self._permits
+        release = functools.partial(permits.put, None)
+        permits.get()
         while (call := calls.get()) is not None:
+            call.scope.on_wait = release
             self._perform(call)
+            call.scope.note_wait()  # if it came to no wait
             del call  # or it would live on, with its prompt and its answer, until the next one comes
+            permits.get()
+        permits.put(None)
         calls.put(None)  # for the next worker

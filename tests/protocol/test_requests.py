@@ -6,7 +6,16 @@ import json
 
 import pytest
 
-from chatpool._protocol.requests import build_body, check_prompt, check_prompts, encode, estimate_tokens
+from chatpool._protocol.requests import (
+    BatchRequest,
+    build_body,
+    check_prompt,
+    check_prompts,
+    encode,
+    estimate,
+    estimate_tokens,
+    path_of,
+)
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 
@@ -104,3 +113,50 @@ def test_estimate_counts_prompt_and_longest_answer():
     assert estimate_tokens(payload, {}) == 100
     assert estimate_tokens(payload, {"max_tokens": 50}) == 150
     assert estimate_tokens(payload, {"max_completion_tokens": 50, "n": 2}) == 200
+
+
+BASE64 = "iVBORw0KGgo" * 10_000
+DATA_URL = f"data:image/png;base64,{BASE64}"
+MEDIA = {
+    "a picture": {"type": "image_url", "image_url": {"url": DATA_URL, "detail": "low"}},
+    "a picture of the Responses API": {"type": "input_image", "image_url": DATA_URL},
+    "a picture as Anthropic has it": {"type": "image", "source": {"type": "base64", "data": BASE64}},
+    "audio": {"type": "input_audio", "input_audio": {"data": BASE64, "format": "wav"}},
+    "a file": {"type": "file", "file": {"filename": "a.pdf", "file_data": f"data:application/pdf;base64,{BASE64}"}},
+    "a picture elsewhere": {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}},
+}
+
+
+@pytest.mark.parametrize("name", MEDIA)
+def test_pictures_audio_and_files_are_a_flat_guess(name):
+    """A picture of 110 kB is no 28,000 tokens, for which a budget of 30,000 a minute would never let it go."""
+    text = {"type": "text", "text": "x" * 4000}
+    body = {"messages": [{"role": "user", "content": [text, MEDIA[name], MEDIA[name]]}], "max_tokens": 7}
+    tokens = estimate(encode(body, "x"), body)
+    assert 1000 <= tokens.text < 1120
+    assert tokens.media == 2000
+    assert tokens.answer == 7
+    assert estimate_tokens(encode(body, "x"), body) == tokens.total == tokens.text + 2007
+
+
+def test_base64_in_a_text_is_text():
+    """What looks like base64 may be a gene; only in a part of its own is it a picture."""
+    body = {"messages": [{"role": "user", "content": "ACGT" * 1000}]}
+    assert estimate(encode(body, "x"), body).media == 0
+    assert estimate(encode(body, "x"), body).text >= 1000
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("/v1/chat/completions", "/v1/chat/completions"),
+        ("/chat/completions", "/v1/chat/completions"),
+        ("/embeddings", "/v1/embeddings"),
+        ("/v1/responses", "/v1/responses"),
+    ],
+)
+def test_paths_of_azures_batch_files_are_the_same_as_openais(url, path):
+    """Azure documents ``/chat/completions``: it is chat, judged and built as such."""
+    assert path_of(BatchRequest({}, "a", url)) == path
+    built = build_body(BatchRequest({"messages": MESSAGES}, "a", url), model="m", system=None, params={})
+    assert ("model" in built) is ("chat" in path)

@@ -22,11 +22,11 @@ from chatpool.testing import Reply
 
 
 def good(index, text="t", elapsed=1.0, attempts=1, reason="stop"):
-    return ChatResult(index, "p", text, text, reason, Usage(1, 2, 3), {}, f"req_{index}", attempts, elapsed, None)
+    return ChatResult(index, "p", text, text, None, reason, Usage(1, 2, 3), {}, f"req_{index}", attempts, elapsed, None)
 
 
 def bad(index, error, attempts=2):
-    return ChatResult(index, "p", None, None, None, None, None, None, attempts, 1.0, error)
+    return ChatResult(index, "p", None, None, None, None, None, None, None, attempts, 1.0, error)
 
 
 def outage(request_id="r"):

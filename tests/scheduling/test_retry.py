@@ -13,7 +13,8 @@ from chatpool import (
     ParseError,
     RateLimitError,
 )
-from chatpool._scheduling.retry import Postponed, back_off, delay_before_retry, is_transient
+from chatpool._protocol.judgement import is_transient
+from chatpool._scheduling.retry import Postponed, back_off, delay_before_retry
 from chatpool.testing import Reply
 
 

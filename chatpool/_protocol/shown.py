@@ -1,0 +1,62 @@
+"""Makes text from a server safe to show: escapes control characters and limits the length."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from .terminal import escape_controls
+
+LONGEST_NAME = 100  # characters of a code or a request id
+LONGEST_MESSAGE = 500  # characters of an error's message, and of the excerpt of a reply's body
+
+_PAGE_START = 4096  # characters; on hostile input, the patterns below take quadratic time
+_INVISIBLE = re.compile(r"<!--.*?-->|<(script|style|svg|head|title)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
+_TITLE = re.compile(r"<title[^>]*>(.*?)</title", re.DOTALL | re.IGNORECASE)
+_TAG = re.compile(r"<[^<>]*>?")
+# html.unescape is avoided: importing its table of 2,231 names takes longer than importing this package.
+_ENTITIES = {"&nbsp;": " ", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'", "&amp;": "&"}
+
+
+def escape(text: str) -> str:
+    """Escape control characters and lone surrogates, which could forge lines of a log or control a terminal."""
+    return escape_controls(text).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def escape_lines(text: str) -> str:
+    """Escape each line of a text."""
+    return "\n".join(escape(line) for line in text.split("\n"))
+
+
+def shorten(text: str, longest: int = LONGEST_MESSAGE) -> str:
+    """Return a text of at most ``longest`` characters, with an ellipsis if it was cut."""
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def show_name(value: Any) -> str | None:
+    """Return a code or an id as one short line; None if it is empty, or neither a string nor a number."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return None
+    text = value if isinstance(value, str) else repr(value)
+    return shorten(escape(text.strip()), LONGEST_NAME) or None
+
+
+def show_message(text: str) -> str:
+    """Return a message as one line."""
+    return shorten(escape(" ".join(text.split())))
+
+
+def is_page(text: str) -> bool:
+    """Whether a text is a web page rather than data."""
+    start = text.lstrip("\ufeff \t\r\n")[:200].lower()
+    return start.startswith(("<!doctype html", "<html", "<head", "<body", "<!--", "<?xml", "<center", "<h1", "<title"))
+
+
+def page_text(page: str, longest: int = 120) -> str:
+    """Return the title and the start of the text of a web page."""
+    page = page[:_PAGE_START]
+    title = _TITLE.search(page)
+    text = _TAG.sub(" ", (title[1] + " " if title else "") + _INVISIBLE.sub(" ", page))
+    for name, character in _ENTITIES.items():
+        text = text.replace(name, character)
+    return shorten(escape(" ".join(text.split())), longest)
