@@ -114,8 +114,7 @@ class AbortableConnection:
     def exchange(self, scope: CancelScope, head: bytes, body: bytes) -> FastResponse | bytes:
         """Send a simple request and receive the reply; see ``fast_path.receive``."""
         self._begin_request(scope)
-        # The scope's limits hold without the socket's, for which Python polls before each send and receive.
-        if self.sock.gettimeout() is not None:
+        if self.sock.gettimeout() is not None:  # urllib3 has used this connection, for another request
             self.sock.settimeout(None)
         try:
             with contextlib.suppress(*_HANG_UPS):  # as in send() above
@@ -192,7 +191,8 @@ def _connect(scope: CancelScope, connection: Any) -> socket.socket:
             scope.attach(None)
             sock.close()
         else:
-            sock.settimeout(connection.timeout)
+            # From here on the scope's limits hold. For the socket's own, Python polls before each send and receive.
+            sock.settimeout(None)
             return sock
     raise failure
 

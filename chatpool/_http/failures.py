@@ -5,9 +5,8 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Iterator
-from dataclasses import dataclass
 from http.client import IncompleteRead
-from typing import Any
+from typing import Any, NamedTuple
 
 import requests
 import urllib3
@@ -39,8 +38,7 @@ _WRONG_NAME = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MI
 _PROXY_HINT = "check HTTPS_PROXY, HTTP_PROXY, ALL_PROXY or session.proxies"
 
 
-@dataclass(frozen=True)
-class Route:
+class Route(NamedTuple):
     """How requests reach the server: its address, and that of the proxy, if there is one. Both are fit to be shown."""
 
     server: str
