@@ -362,26 +362,10 @@ class Scheduler(Actor):
         self._review(state)
 
     def _review(self, state: JobState) -> None:
-        """Hold a job in which nothing succeeds, send a few probes, and end it if they fail in the same way."""
-        run = state.hopeless
-        if not run.should_hold():
-            if state.is_held:
-                self._release(state)
-            return
-        state.is_held = True
-        if run.needs_probes:
-            state.add_probes()
-            self._backlog.enlist(state)
-        error = run.verdict()
+        """End a job in which nothing succeeds."""
+        error = self._backlog.review(state)
         if error is not None and state.reason is None:
             self.cancel(state.job, functools.partial(copy.copy, error), abort=False)
-
-    def _release(self, state: JobState) -> None:
-        state.is_held = False
-        for call in state.parked:
-            self._backlog.make_ready(call)
-        state.parked.clear()
-        self._backlog.enlist(state)
 
     def _parse(self, state: JobState, call: Call) -> None:
         state.parsing.add(call)
