@@ -126,8 +126,8 @@ def test_a_stray_401_is_asked_once_more(server, make_pool):
 def test_a_revoked_key_ends_the_map(server, make_pool):
     """Its second 401 after answers does."""
     server._reply = lambda request: Reply() if len(server.requests) < 30 else Reply(status=401)
-    answers = make_pool(4).map(["a"] * 500)
-    assert len(server.requests) <= 30 + 3 * 4
+    answers = make_pool(4, max_wait=60).map(["a"] * 500)
+    assert len(server.requests) <= 30 + 4 * 4
     assert {type(result.error) for result in answers.failures} == {AuthenticationError, NotSentError}
 
 
