@@ -176,9 +176,10 @@ def test_pools_with_other_certificates_have_other_contexts(tls_server, authority
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not installed")
-def test_folder_of_authorities(tls_server, bundle, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["REQUESTS_CA_BUNDLE", "SSL_CERT_DIR"])
+def test_folder_of_authorities(tls_server, bundle, name, tmp_path, monkeypatch):
     subprocess.run(["openssl", "rehash", str(tmp_path)], check=True)
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path))
+    monkeypatch.setenv(name, str(tmp_path))
     with ChatPool(4, base_url=tls_server.url) as pool:
         assert pool.map(["a"] * 20) == ["a"] * 20
 
