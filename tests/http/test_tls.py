@@ -287,6 +287,22 @@ def test_certificate_for_another_name(authority, bundle, monkeypatch):
     assert {type(result.error) for result in answers.results} == {APIConnectionError, NotSentError}
 
 
+@pytest.mark.parametrize(("name", "code"), [("localhost", None), ("elsewhere.test", "certificate_verify_failed")])
+def test_name_that_a_users_adapter_asks_for(tls_server, bundle, name, code):
+    """urllib3 compares it with the certificate itself, in a context of the connection's own."""
+
+    class Adapter(requests.adapters.HTTPAdapter):
+        def init_poolmanager(self, *args, **kwargs):
+            super().init_poolmanager(*args, assert_hostname=name, **kwargs)
+
+    with requests.Session() as session:
+        session.mount("https://", Adapter())
+        session.verify = bundle
+        with ChatPool(1, base_url=tls_server.url, session=session, max_tries=1) as pool:
+            result = pool.map(["a"]).results[0]
+    assert (result.error and result.error.code) == code
+
+
 # Replies that come before the whole request was read.
 
 
