@@ -22,7 +22,7 @@
         ├── ParseError            the caller's ``parse`` rejected the answer with a ValueError
         ├── DeadlineError         the ``deadline`` of the whole map passed first
         └── NotSentError          cancelled before it was sent (``__cause__`` is the reason)
-            └── SpendLimitError   max_requests or max_tokens was reached first
+            └── SpendLimitError   request_budget or token_budget was reached first
 
 The names are those of OpenAI's Python SDK, where it has the same error.
 """
@@ -156,7 +156,7 @@ class NotSentError(CallError):
 
 
 class SpendLimitError(NotSentError):
-    """The run's ``max_requests`` or ``max_tokens`` was reached before this call was sent, or before a retry."""
+    """The run's ``request_budget`` or ``token_budget`` was reached before this call was sent, or before a retry."""
 
 
 _BY_STATUS: dict[int, type[APIStatusError]] = {
