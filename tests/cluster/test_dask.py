@@ -368,7 +368,7 @@ def test_command_on_a_scheduler_with_workers(started, server, tmp_path):
     [
         (["--dask", "tcp://127.0.0.1:9"], "no Dask scheduler at tcp://127.0.0.1:9"),
         (["--dask", "nonsense://"], "no Dask scheduler at nonsense://"),
-        (["--dask", "tcp://127.0.0.1:9", "--max-tokens", "5"], "cannot be kept to on a cluster"),
+        (["--dask", "tcp://127.0.0.1:9", "--token-budget", "5"], "cannot be kept to on a cluster"),
     ],
 )
 def test_mistakes_of_the_command_are_sentences(tmp_path, monkeypatch, words, told):
