@@ -147,15 +147,16 @@ class ChatPool:
 
         A prompt is a str, a list of message dicts, or a dict of body fields, which override ``params``, which override
         the pool's. ``parse`` is called with each answer's text, in a thread of the pool, and its value takes the text's
-        place. A ValueError from it counts as a bad answer, and the call is retried; any other exception is raised here,
-        with the prompt's index as ``.prompt_index``. ``deadline``: seconds from now; prompts not answered by then are
-        None, with DeadlineError. ``journal``: a file to which each finished call is written at once, in the format of
-        the Batch API's output; with the same file again, only prompts without a good answer in it are sent. Prompts are
-        matched by their request body, in any order, so those with another model or other parameters are sent again.
-        ``request_budget``, ``token_budget``: once so many requests were sent, or so many tokens used, nothing more is
-        sent, and the rest fail with SpendLimitError (to limit each answer, use ``params={"max_tokens": …}``); answers
-        in flight still come in, so the tokens of at most ``max_workers`` answers may be used beyond that. ``dedupe``:
-        equal prompts are sent once; the copies cost no tokens, and share one ``value``.
+        place. A ValueError, LookupError, TypeError or AttributeError from it counts as a bad answer, and the call is
+        retried; any other exception is raised here, with the prompt's index as ``.prompt_index``. ``deadline``: seconds
+        from now; prompts not answered by then are None, with DeadlineError. ``journal``: a file to which each finished
+        call is written at once, in the format of the Batch API's output; with the same file again, only prompts without
+        a good answer in it are sent. Prompts are matched by their request body, in any order, so those with another
+        model or other parameters are sent again. ``request_budget``, ``token_budget``: once so many requests were sent,
+        or so many tokens used, nothing more is sent, and the rest fail with SpendLimitError (to limit each answer, use
+        ``params={"max_tokens": …}``); answers in flight still come in, so the tokens of at most ``max_workers`` answers
+        may be used beyond that. ``dedupe``: equal prompts are sent once; the copies cost no tokens, and share one
+        ``value``.
 
         Raises TypeError or ValueError, with its index, for a prompt that cannot be sent, before anything is sent.
         Raises JournalError for a journal that is another kind of file, in use by another run, or cannot be written.

@@ -18,7 +18,7 @@ temperature top_p top_k n stop seed max_tokens max_completion_tokens logprobs to
 frequency_penalty repetition_penalty min_p tools tool_choice functions function_call user reasoning_effort verbosity
 service_tier response_format modalities audio parallel_tool_calls prediction store metadata web_search_options
 safety_identifier prompt_cache_key
-""".split()
+"""
 
 
 def explain_unknown_arguments(function: _F) -> _F:
@@ -41,9 +41,9 @@ def explain_unknown_arguments(function: _F) -> _F:
 def _advice(name: str, known: Collection[str]) -> str:
     renamed = _RENAMED.get(name)
     if renamed is not None and renamed in known:
-        field = f'; to limit one answer, pass params={{"{name}": …}}' if name in _BODY_FIELDS else ""
+        field = f'; to limit one answer, pass params={{"{name}": …}}' if name in _BODY_FIELDS.split() else ""
         return f": it is called {renamed} now{field}"
-    if name in _BODY_FIELDS:
+    if name in _BODY_FIELDS.split():
         return f' of its own; it is a field of the request body: pass params={{"{name}": …}}'
     similar = difflib.get_close_matches(name, known, 1)
     return f"; did you mean {similar[0]}?" if similar else ""

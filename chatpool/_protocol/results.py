@@ -9,6 +9,8 @@ from typing import Any, Callable, NamedTuple, Union
 from chatpool.errors import CallError
 
 Parse = Callable[[str], Any]
+# What a ``parse`` raises for an answer with another shape than it expects, such as KeyError for a missing field.
+REJECTIONS = (ValueError, LookupError, TypeError, AttributeError)
 PathLike = Union[str, "os.PathLike[str]"]
 
 

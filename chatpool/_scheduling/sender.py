@@ -10,8 +10,9 @@ from chatpool._http.session import Transport
 from chatpool._protocol.judgement import is_outage_sign, is_refusal, is_transient
 from chatpool._protocol.replies import Reply, check_answer, read_completion, read_document
 from chatpool._protocol.requests import BYTES_A_TOKEN, CHAT_PATH, estimate_tokens
-from chatpool._protocol.results import ChatResult, Retry
+from chatpool._protocol.results import REJECTIONS, ChatResult, Retry
 from chatpool._protocol.settings import Settings
+from chatpool._protocol.shown import LONGEST_MESSAGE, shorten, show_message
 from chatpool.errors import (
     APIConnectionError,
     APITimeoutError,
@@ -19,6 +20,7 @@ from chatpool.errors import (
     CallError,
     ParseError,
     RateLimitError,
+    add_note,
 )
 
 from .call import Call
@@ -28,6 +30,7 @@ from .retry import back_off, delay_before_retry
 
 _logger = logging.getLogger("chatpool")
 
+_LONGEST_START = 80  # characters of an answer that a note shows
 _MOST_SENDS = 5  # times max_tries: how often one prompt is sent at most, rate limits included
 
 
@@ -67,11 +70,20 @@ class Sender:
         failure: CallError | None = None
         try:
             call.value = call.job.parse(call.completion.text)
-        except ValueError as error:
+        except REJECTIONS as error:
             name = type(error).__name__
             message = f"parse rejected the answer: {name}: {self._transport.redact(str(error))}"
             failure = ParseError(message, code=name)
+        except Exception as bug:
+            self._explain(bug, call)
+            raise
         return self._conclude(call, failure)
+
+    def _explain(self, bug: Exception, call: Call) -> None:
+        """Note which answer made ``parse`` raise an exception that is not about the answer."""
+        assert call.completion is not None
+        start = shorten(show_message(self._transport.redact(call.completion.text[:LONGEST_MESSAGE])), _LONGEST_START)
+        add_note(bug, f"chatpool: parse raised this for prompt {call.index}; its answer begins with {start!r}")
 
     def _conclude(self, call: Call, failure: CallError | None) -> ChatResult:
         """Return the result of a call that needs no other attempt; raise Postponed for one that does."""
