@@ -64,7 +64,8 @@ class ChatPool:
     ``headers``: extra request headers. If they hold credentials (Authorization, api-key, x-api-key), no key is taken
     from the environment.
     ``timeout``: (connect, read), or one number for both. read limits the whole answer of one attempt. Default (5, 600).
-    ``max_tries``: attempts for one prompt. Default 6. A rate limit (429) counts only if no other call of this pool was
+    ``max_tries``: attempts for one prompt. Default 6. At most two of them may end at the read limit, as the server may
+    charge for each. A rate limit (429) counts only if no other call of this pool was
     answered since the last attempt; no prompt is sent more than 5 × ``max_tries`` times.
     ``max_time``: for one prompt, attempts and waits together, from its first attempt. Default: no limit.
     ``max_wait``: the longest wait between two attempts; if a server asks for longer, the call fails. Default 60.
@@ -211,17 +212,36 @@ class ChatPool:
 
     @explain_unknown_arguments
     def submit(
-        self, prompt: Prompt, *, params: _Params | None = None, parse: _Parse | None = None
+        self,
+        prompt: Prompt,
+        *,
+        params: _Params | None = None,
+        parse: _Parse | None = None,
+        deadline: float | None = None,
     ) -> Future[ChatResult]:
-        """Send one prompt in the background. The Future's ``result()`` is a ChatResult, even if the call failed."""
-        job = self._make_job(FutureJob, params, parse, None)
+        """Send one prompt in the background. The Future's ``result()`` is a ChatResult, even if the call failed.
+
+        ``deadline``: seconds from now, in which the time in the queue counts.
+        """
+        job = self._make_job(FutureJob, params, parse, deadline)
         job.backend.start(job, [job.builder.request(0, prompt)])
         return job.future
 
     @explain_unknown_arguments
-    def ask(self, prompt: Prompt, *, params: _Params | None = None, parse: _Parse | None = None) -> Any:
-        """Send one prompt, in this thread, and return its answer; raise its CallError if it failed."""
-        job = self._make_job(InlineJob, params, parse, None)
+    def ask(
+        self,
+        prompt: Prompt,
+        *,
+        params: _Params | None = None,
+        parse: _Parse | None = None,
+        deadline: float | None = None,
+    ) -> Any:
+        """Send one prompt, in this thread, and return its answer; raise its CallError if it failed.
+
+        ``deadline``: seconds from now, in which the time in the queue counts; then DeadlineError is raised. It does not
+        interrupt ``parse``, which runs in this thread, too.
+        """
+        job = self._make_job(InlineJob, params, parse, deadline)
         try:
             result = job.run(prompt, self._callbacks.on_retry)
         finally:

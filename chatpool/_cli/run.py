@@ -84,7 +84,7 @@ def run(options: RunOptions) -> int:
             if not summary.prompts and not _unread_results(error):  # nothing was sent
                 raise
             raise RunAborted(f"chatpool: {error}; {_how_to_continue(options)}", 1) from None
-    for line in summary.format(mapper.wall, mapper.limited_by(summary.prompts - summary.resumed), mapper.waits):
+    for line in summary.format(mapper.wall, mapper.limited_by(summary.prompts - summary.resumed)):
         print(line, file=sys.stderr)
     return 1 if summary.failed else 0
 

@@ -31,6 +31,7 @@ from .retry import back_off, delay_before_retry
 _logger = logging.getLogger("chatpool")
 
 _LONGEST_START = 80  # characters of an answer that a note shows
+_MOST_READ_TIMEOUTS = 2  # attempts of one prompt that end at the read limit: the server may charge for each
 _MOST_SENDS = 5  # times max_tries: how often one prompt is sent at most, rate limits included
 
 
@@ -103,10 +104,15 @@ class Sender:
         payload = call.job.builder.payload(call.request)
         try:
             reply = self._transport.send(call.request.path, payload, call.scope)
-        except APIConnectionError as failure:
-            late = call.timeout_error(time.monotonic()) if isinstance(failure, APITimeoutError) else None
+        except APITimeoutError as failure:
+            call.note_unanswered()
+            call.read_timeouts += failure.code == "read_timeout"
+            late = call.timeout_error(time.monotonic())
             if late is not None:
                 raise late from None
+            call.signal = functools.partial(Limits.failed, error=failure)
+            raise
+        except APIConnectionError as failure:
             if is_transient(failure) and failure.code != "stale_connection":
                 call.signal = functools.partial(Limits.failed, error=failure)
             raise
@@ -148,6 +154,8 @@ class Sender:
         if call.job.is_cancelled or not (is_transient(error) or self._is_stray(call, error)):
             return error
         if call.tries >= settings.max_tries or call.attempts >= _MOST_SENDS * settings.max_tries:
+            return error
+        if call.read_timeouts >= _MOST_READ_TIMEOUTS:
             return error
         wait = delay_before_retry(error, call.tries, settings.max_wait)
         if wait > settings.max_wait:

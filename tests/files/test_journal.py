@@ -107,8 +107,8 @@ def test_resumed_results_are_complete(server, pool, path):
         assert getattr(after, name) == getattr(before, name), name
     assert after.attempts == 2
     assert after.elapsed == pytest.approx(before.elapsed, abs=1e-5)
-    assert "1 of them was in the journal already" in answers.summary()
-    assert "requests: 1, of them 0 retries" in answers.summary()
+    assert "(1 resumed)" in answers.summary()
+    assert "requests: 1, 0 retries" in answers.summary()
 
 
 def test_failed_prompts_are_sent_again_and_the_last_line_counts(server, pool, path):
