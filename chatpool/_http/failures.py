@@ -5,9 +5,8 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Iterator
-from dataclasses import dataclass
 from http.client import IncompleteRead
-from typing import Any
+from typing import Any, NamedTuple
 
 import requests
 import urllib3
@@ -39,8 +38,7 @@ _WRONG_NAME = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MI
 _PROXY_HINT = "check HTTPS_PROXY, HTTP_PROXY, ALL_PROXY or session.proxies"
 
 
-@dataclass(frozen=True)
-class Route:
+class Route(NamedTuple):
     """How requests reach the server: its address, and that of the proxy, if there is one. Both are fit to be shown."""
 
     server: str
@@ -119,6 +117,12 @@ def _judge_rest(chain: list[BaseException]) -> Failure:
     if _find(chain, ConnectionRefusedError):
         return APIConnectionError, "connection_refused", f"nothing listens at that address: {cause}"
     return APIConnectionError, "connection_failed", f"the connection failed: {cause}"
+
+
+def is_of_the_wire(error: BaseException) -> bool:
+    """A ValueError is the wire's only if requests or urllib3 raised it; any other is a bug, and is not hidden."""
+    known = (requests.RequestException, urllib3.exceptions.HTTPError, UnicodeError, CertificateError)
+    return not isinstance(error, ValueError) or isinstance(error, known)
 
 
 def forget_frames(error: BaseException) -> None:

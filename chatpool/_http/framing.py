@@ -18,8 +18,9 @@ _MAX_LINE = 64 * 2**10  # bytes of a line: http.client's limit for those of a he
 _MAX_LINES = 100  # trailers, or malformed header lines: http.client's limit for headers
 _MAX_INTERIM = 100  # interim replies before the real one
 _PIECE = 64 * 2**10  # bytes read at a time
-_HEADER = re.compile(rb"([!-9;-~]+)[ \t]*:(.*)", re.DOTALL)
-_CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,15}")
+# Texts, compiled when they are first used: most replies take the fast path.
+_HEADER = rb"(?s)([!-9;-~]+)[ \t]*:(.*)"
+_CHUNK_SIZE = rb"[0-9A-Fa-f]{1,15}"
 _END_OF_HEAD = (b"\r\n", b"\n", b"")
 
 
@@ -151,7 +152,7 @@ def _chunks(file: io.BufferedReader) -> Iterator[bytes]:
 
 def _chunk_size(line: bytes) -> int:
     digits = line.partition(b";")[0].strip()
-    if not _CHUNK_SIZE.fullmatch(digits):  # int() would take "-5", "+5", "0x5" and "1_0"
+    if not re.fullmatch(_CHUNK_SIZE, digits):  # int() would take "-5", "+5", "0x5" and "1_0"
         raise MalformedReply(f"no chunk size: {digits[:20]!r}")
     return int(digits, 16)
 
@@ -206,7 +207,7 @@ class _Head:
             line: bytes = self.file.readline(limit)
             if not self.has_status or line in _END_OF_HEAD:
                 return line
-            header = _HEADER.match(line)
+            header = re.match(_HEADER, line)
             if line[:1] not in b" \t":
                 self._is_dropping = header is None
             if not self._is_dropping:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote_plus, urlsplit
 
-_CREDENTIAL_NAME = re.compile(r"auth|key|token|secret|password|cookie|sig", re.IGNORECASE)
+_CREDENTIAL_NAME = "(?i)auth|key|token|secret|password|cookie|sig"
 _SHORTEST_SECRET = 8  # characters; to redact shorter ones would redact words
 
 
@@ -30,7 +30,7 @@ class Redactor:
 
 def secrets_in(headers: Mapping[str, str]) -> list[str]:
     """Return the values of headers that hold credentials by their names, and what follows a scheme in them."""
-    values = [str(value) for name, value in headers.items() if _CREDENTIAL_NAME.search(name)]
+    values = [str(value) for name, value in headers.items() if re.search(_CREDENTIAL_NAME, name)]
     return [
         secret for value in values for secret in (value, value.partition(" ")[2]) if len(secret) >= _SHORTEST_SECRET
     ]
@@ -39,7 +39,7 @@ def secrets_in(headers: Mapping[str, str]) -> list[str]:
 def secrets_of_query(url: str) -> list[str]:
     """Return the values of a query's fields that hold credentials by their names, as they stand there and decoded."""
     fields = [field.partition("=") for field in urlsplit(url).query.split("&")]
-    values = [value for name, _, value in fields if _CREDENTIAL_NAME.search(name)]
+    values = [value for name, _, value in fields if re.search(_CREDENTIAL_NAME, name)]
     return [secret for value in values for secret in (value, unquote_plus(value)) if len(secret) >= _SHORTEST_SECRET]
 
 

@@ -7,10 +7,8 @@ import re
 from http.client import HTTPException
 from typing import Any, NamedTuple
 
-_IDS = re.compile(
-    rb"^(?:x-request-id|request-id|apim-request-id|x-ms-request-id|cf-ray):[ \t]*([^\r\n]+)",
-    re.IGNORECASE | re.MULTILINE,
-)
+# A text, compiled when it is first used: most programs that import this package never do.
+_IDS = rb"(?im)^(?:x-request-id|request-id|apim-request-id|x-ms-request-id|cf-ray):[ \t]*([^\r\n]+)"
 _MOST = 1000  # replies that are remembered
 
 
@@ -29,7 +27,7 @@ class Seen(NamedTuple):
 
     def mark(self) -> Any:
         """Return what distinguishes this reply from others; None if it holds no id."""
-        ids = tuple(_IDS.findall(self.head))
+        ids = tuple(re.findall(_IDS, self.head))
         return (self.status, self.checksum, ids) if ids or self.has_id else None
 
 

@@ -151,13 +151,15 @@ class Sender:
         rejected = isinstance(error, RateLimitError)
         # A rate limit costs no try as long as other calls are answered: it shows only that there are many.
         call.tries += not (rejected and self._limits.answers > call.answers_before)
-        if call.job.is_cancelled or not (is_transient(error) or self._is_stray(call, error)):
+        stray = self._is_stray(call, error)
+        if call.job.is_cancelled or not (is_transient(error) or stray):
             return error
         if call.tries >= settings.max_tries or call.attempts >= _MOST_SENDS * settings.max_tries:
             return error
         if call.read_timeouts >= _MOST_READ_TIMEOUTS:
             return error
-        wait = delay_before_retry(error, call.tries, settings.max_wait)
+        # A stray 401 at once, before other prompts meet a key that may have been revoked.
+        wait = 0.0 if stray else delay_before_retry(error, call.tries, settings.max_wait)
         if wait > settings.max_wait:
             return error
         delay = 0.0 if rejected else wait  # the limits hold all calls back for that long
