@@ -47,8 +47,8 @@ def signature(error: CallError) -> Signature:
 class HopelessRun:
     """Observes the attempts of one run until a prompt is answered.
 
-    After 2 × ``max_workers`` attempts in a row with the same error, but at least 20, a few of the other prompts are sent
-    as probes, before anything else is. If they have the same error, the run is hopeless. Attempts count rather than
+    After 2 × ``max_workers`` attempts in a row with the same error, but at least 20, a few of the other prompts are
+    sent as probes, before anything else is. If they have the same error, the run is hopeless. Attempts count rather than
     prompts, because retries may come before other prompts.
     """
 

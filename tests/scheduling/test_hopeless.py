@@ -134,7 +134,7 @@ def test_only_prompts_that_end_alike_in_a_row_count():
 def test_retries_of_a_few_prompts_count_too():
     """Ten workers are busy with ten prompts: their retries may come before any other prompt."""
     run = HopelessRun(10)
-    for attempt in range(2):
+    for _ in range(2):
         assert not run.should_hold()
         for index in range(10):
             run.observe(index, login_page(), is_final=False)
