@@ -48,8 +48,8 @@ class HopelessRun:
     """Observes the attempts of one run until a prompt is answered.
 
     After 2 × ``max_workers`` attempts in a row with the same error, but at least 20, a few of the other prompts are
-    sent as probes, before anything else is. If they have the same error, the run is hopeless. Attempts count rather than
-    prompts, because retries may come before other prompts.
+    sent as probes before anything else. If they have the same error, the run is hopeless. Attempts count, because
+    retries may come before other prompts.
     """
 
     def __init__(self, max_workers: int) -> None:
