@@ -192,7 +192,7 @@ def test_usage_of_a_bad_answer_counts_against_the_budget(server, make_pool):
     body = {"choices": [], "usage": {"prompt_tokens": 1000, "completion_tokens": 0, "total_tokens": 1000}}
     server._reply = lambda request: Reply(body=body)
     pool = make_pool(1)
-    pool.map(["a"] * 19, max_tokens=5000)
+    pool.map(["a"] * 19, token_budget=5000)
     assert len(server.requests) <= 6
 
 
