@@ -44,6 +44,7 @@ NAMES = [
     "SpendLimitError",
     "Usage",
     "__version__",
+    "table",
 ]
 
 TREE = {
