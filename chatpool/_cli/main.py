@@ -17,6 +17,7 @@ from typing import Any
 
 from chatpool import DEFAULT_MODEL, ChatPool, __version__
 from chatpool._files.permissions import logger as _file_logger
+from chatpool._protocol.settings import DEFAULT_TIMEOUT
 from chatpool.errors import ChatPoolError, ConfigurationError
 
 from .run import RunAborted, RunOptions, dry_run, mute_stdout, run
@@ -112,14 +113,14 @@ def _add_run(commands: Any) -> None:
     add("--text", action="store_true", help="write plain answers to stdout in order, one a line; line ends become \\n")
     add("--dry-run", action="store_true", help="count the calls and tokens, and the prompts already done; send nothing")
     add("--input-format", choices=("jsonl", "csv", "text"), help="default: by the file's extension, or its first line")
-    add("--model", default=DEFAULT_MODEL, help="model for chat prompts that name none (default: %(default)s)")
+    add("--model", help=f"model for chat prompts that name none (default: OPENAI_MODEL, or {DEFAULT_MODEL})")
     add("--base-url", metavar="URL", help="base URL of the API (default: OPENAI_BASE_URL, or OpenAI's)")
     add("--system", metavar="TEXT", help="system message before every prompt that is plain text")
     add("--param", metavar="KEY=VALUE", action="append", default=[], type=_param, help="field of every body; repeat")
     add("--workers", metavar="N", type=int, default=20, help="at most N calls in flight (default: %(default)s)")
     add("--rpm", dest="requests_per_minute", metavar="N", type=float, help="at most N requests a minute")
     add("--tpm", dest="tokens_per_minute", metavar="N", type=float, help="at most N tokens a minute")
-    add("--timeout", metavar="SECONDS", type=_timeout, default=(5.0, 120.0), help="CONNECT,READ (default: 5,120)")
+    add("--timeout", metavar="SECONDS", type=_timeout, default=DEFAULT_TIMEOUT, help="CONNECT,READ (default: 5,600)")
     add("--max-tries", metavar="N", type=int, default=6, help="at most N attempts for a prompt (default: %(default)s)")
     add(
         "--max-wait",
@@ -129,8 +130,8 @@ def _add_run(commands: Any) -> None:
         help="longest wait for a retry (default: %(default)g)",
     )
     add("--deadline", metavar="SECONDS", type=float, help="time limit of the whole run; prompts not done by then fail")
-    add("--max-requests", metavar="N", type=int, help="stop sending after N requests")
-    add("--max-tokens", metavar="N", type=int, help="stop sending once N tokens have been used")
+    add("--request-budget", metavar="N", type=int, help="stop sending after N requests")
+    add("--token-budget", metavar="N", type=int, help="stop sending once N tokens have been used")
     add(
         "--retry-failed", action=_YesOrNo, default=True, help="send the prompts again that failed before (default: yes)"
     )

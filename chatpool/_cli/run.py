@@ -45,8 +45,8 @@ class RunOptions:
     text: bool
     input_format: str | None
     deadline: float | None
-    max_requests: int | None
-    max_tokens: int | None
+    request_budget: int | None
+    token_budget: int | None
     retry_failed: bool
     dask: str | None
 
@@ -84,7 +84,7 @@ def run(options: RunOptions) -> int:
             if not summary.prompts and not _unread_results(error):  # nothing was sent
                 raise
             raise RunAborted(f"chatpool: {error}; {_how_to_continue(options)}", 1) from None
-    for line in summary.format(mapper.wall, mapper.limited_by(summary.prompts - summary.resumed), mapper.waits):
+    for line in summary.format(mapper.wall, mapper.limited_by(summary.prompts - summary.resumed)):
         print(line, file=sys.stderr)
     return 1 if summary.failed else 0
 
@@ -159,10 +159,10 @@ def _open_mapper(options: RunOptions, repeats: frozenset[int]) -> Iterator[Mappe
     common: dict[str, Any] = {"deadline": options.deadline, "journal": options.output}
     common.update(retries_failed=options.retry_failed, repeats=repeats)
     if options.dask is None:
-        yield options.pool._mapper(max_requests=options.max_requests, max_tokens=options.max_tokens, **common)
+        yield options.pool._mapper(request_budget=options.request_budget, token_budget=options.token_budget, **common)
         return
-    if options.max_requests is not None or options.max_tokens is not None:
-        raise ConfigurationError("--max-requests and --max-tokens do not work with --dask; leave one of them out")
+    if options.request_budget is not None or options.token_budget is not None:
+        raise ConfigurationError("--request-budget and --token-budget do not work with --dask; leave one of them out")
     with _connect(options.dask) as client:
         from chatpool._cluster.client import mapper  # noqa: PLC0415 - only --dask needs it
 

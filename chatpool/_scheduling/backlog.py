@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 
 from chatpool._protocol.request_builder import Request
+from chatpool.errors import NotSentError
 
 from .call import Call
 from .hopeless import HopelessRun
@@ -148,6 +149,23 @@ class Backlog:
         """Let a job's queues take turns."""
         for model, queue in state.queues.items():
             self._lane(model).enlist(queue)
+
+    def review(self, state: JobState) -> NotSentError | None:
+        """Hold a job in which nothing succeeds, and let probes through; return an error if it is hopeless."""
+        run = state.hopeless
+        if run.needs_probes:
+            state.add_probes()
+        if run.should_hold() and not run.needs_probes:  # without prompts to probe with, the retries decide
+            state.is_held = True
+            self.enlist(state)
+            return run.verdict()
+        if state.is_held:
+            state.is_held = False
+            for call in state.parked:
+                self.make_ready(call)
+            state.parked.clear()
+            self.enlist(state)
+        return None
 
     def make_ready(self, call: Call) -> None:
         """Have a call that was begun wait only for the limits."""

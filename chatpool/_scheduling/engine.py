@@ -21,7 +21,7 @@ from chatpool._protocol.results import ChatResult
 from chatpool._protocol.settings import Settings
 from chatpool.errors import ConfigurationError, PoolClosedError
 
-from .job import Job, Reason
+from .job import Job, Reason, is_sending
 from .limits import Limits
 from .preload import preload
 from .reasons import exiting, pool_closed
@@ -75,6 +75,11 @@ class Engine:
         """Make these calls of a job. Raises PoolClosedError."""
         if self._scheduler.is_over:
             raise PoolClosedError("this pool is closed; make a new one")
+        if is_sending(self._scheduler):
+            raise RuntimeError(
+                "a Session hook or signal handler used the pool in the middle of a request of the same pool, and would "
+                "wait for the slot of that request; use another pool there"
+            )
         self._scheduler.post(self._scheduler.add, job, requests)
 
     def cancel(self, job: Job, reason: Reason) -> None:
@@ -140,7 +145,14 @@ def _call_back(function: _Callback, future: Future[ChatResult]) -> None:
 
 
 def _check_threads() -> None:
-    """Refuse threads that became greenlets after the import: thread-local data would be shared by all greenlets."""
+    """Refuse threads that cannot do: greenlets whose thread-local data are shared, and interpreters without daemons."""
+    eventlet = sys.modules.get("eventlet.patcher")
+    if eventlet is not None and eventlet.is_monkey_patched("thread"):
+        raise ConfigurationError("eventlet's patched threads are not supported: a socket that is shut down wakes none")
+    if not getattr(threading, "_daemon_threads_allowed", lambda: True)():
+        raise ConfigurationError(
+            "chatpool needs daemon threads, which this subinterpreter does not allow; use it in the main interpreter"
+        )
     if not isinstance(_thread_local, threading.local):
         raise ConfigurationError(
             "gevent patched threading after chatpool was imported, so that its threads would block each other; call "

@@ -23,7 +23,23 @@ from .budgets import RunBudget
 Reason = Callable[[], CallError]  # makes the error of a call that is cancelled
 Record = Callable[[ChatResult, Sequence[Attempt]], None]
 
-_thread_state = threading.local()  # .job: the job whose parse this thread runs
+_thread_state = threading.local()  # .job: the job whose parse this thread runs; .sends_for: see ``sending``
+
+
+@contextlib.contextmanager
+def sending(backend: object) -> Iterator[None]:
+    """Mark this thread as one that makes a request for a backend."""
+    before = getattr(_thread_state, "sends_for", None)
+    _thread_state.sends_for = backend
+    try:
+        yield
+    finally:
+        _thread_state.sends_for = before
+
+
+def is_sending(backend: object) -> bool:
+    """Whether this thread makes a request for a backend, so that it cannot wait for another one of it."""
+    return getattr(_thread_state, "sends_for", None) is backend
 
 
 class Backend(Protocol):

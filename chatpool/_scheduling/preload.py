@@ -42,7 +42,7 @@ def preload() -> None:
 
 
 def _import() -> None:
-    global _is_done  # noqa: PLW0603 - imports are global, too
+    global _is_done
     with forks_wait():
         load_backoff()
         "localhost".encode("idna")  # socket.getaddrinfo does so, which imports stringprep
@@ -54,7 +54,7 @@ def _release() -> None:
 
 
 def _start_afresh() -> None:
-    global _lock  # noqa: PLW0603 - the parent's may be released only by the thread that acquired it, which is this one
+    global _lock
     _lock = threading.RLock()
 
 

@@ -28,7 +28,7 @@ from .actor import Actor
 from .backlog import Backlog, JobState, Lane
 from .call import Call, unsent
 from .callbacks import Callbacks, Task
-from .job import FutureJob, Job, Reason
+from .job import FutureJob, Job, Reason, sending
 from .limits import BACK_OFF, Limits
 from .reasons import (
     deadline_passed,
@@ -129,6 +129,8 @@ class Scheduler(Actor):
             if abort or (call not in self._in_flight and call not in state.parsing):
                 error = reason()
                 error.__cause__ = error.__cause__ or call.last_error
+                if call in self._in_flight:
+                    call.note_unanswered()
                 call.scope.cancel(error)
                 self._finish(state, call, call.result(error))
         for inner in list(state.inner) if abort else ():
@@ -313,7 +315,8 @@ class Scheduler(Actor):
     # In the threads of workers and callbacks.
 
     def _send_here(self, call: Call) -> None:
-        self._perform(call, self._sender.send)
+        with sending(self):
+            self._perform(call, self._sender.send)
 
     def _parse_here(self, call: Call) -> None:
         if call.scope.error is None:  # else it was cancelled meanwhile
@@ -361,26 +364,10 @@ class Scheduler(Actor):
         self._review(state)
 
     def _review(self, state: JobState) -> None:
-        """Hold a job in which nothing succeeds, send a few probes, and end it if they fail in the same way."""
-        run = state.hopeless
-        if not run.should_hold():
-            if state.is_held:
-                self._release(state)
-            return
-        state.is_held = True
-        if run.needs_probes:
-            state.add_probes()
-            self._backlog.enlist(state)
-        error = run.verdict()
+        """End a job in which nothing succeeds."""
+        error = self._backlog.review(state)
         if error is not None and state.reason is None:
             self.cancel(state.job, functools.partial(copy.copy, error), abort=False)
-
-    def _release(self, state: JobState) -> None:
-        state.is_held = False
-        for call in state.parked:
-            self._backlog.make_ready(call)
-        state.parked.clear()
-        self._backlog.enlist(state)
 
     def _parse(self, state: JobState, call: Call) -> None:
         state.parsing.add(call)

@@ -9,9 +9,9 @@ from typing import Callable
 
 from .call import Call
 
-# Workers of a large pool that build and send a request at the same time. Each thread that waits for the interpreter lock
-# wakes up every 5 ms (sys.getswitchinterval) to ask for it; hundreds of them do little else, and it gets worse and
-# worse. So a worker starts when another begins to wait for the network, and the replies come one by one, too.
+# Workers of a large pool that build and send a request at the same time. A thread that waits for the interpreter lock
+# wakes up every 5 ms (sys.getswitchinterval) to ask for it; hundreds of them do little else, and the queue grows. So a
+# worker starts when another begins to wait for the network, and then the replies come one by one, too.
 _MOST_STARTING = 4
 _LARGE = 64  # workers, from which on a pool is large
 

@@ -311,3 +311,65 @@ def test_interrupts_at_random_moments_leave_the_pool_sound(server, make_pool):
         signal.signal(signal.SIGALRM, before)
     assert pool.map(["b"] * 40, deadline=10) == ["b"] * 40
     assert wait_until(lambda: not pool._engine()._scheduler._in_flight)
+
+
+@pytest.mark.parametrize("way", ["map", "ask"])
+def test_a_hook_that_uses_the_pool_it_is_called_by_is_refused(server, make_pool, way):
+    """In a sentence, and at once: it would wait for the slot that it occupies."""
+    import requests
+
+    with requests.Session() as session:
+        pool = make_pool(1, session=session)
+        odd = [True]
+        session.hooks["response"].append(lambda *args, **kwargs: pool.ask("inner") if odd else None)
+        with pytest.raises(RuntimeError, match="use another pool"):
+            pool.map(["a"]) if way == "map" else pool.ask("a")
+        odd.clear()
+        assert pool.map(["b"] * 3, deadline=5) == ["b"] * 3
+
+
+def test_a_hook_may_use_another_pool(server, make_pool):
+    """In the middle of a request: a token service that is itself asked through a pool, for example."""
+    import requests
+
+    other, asked = make_pool(1), []
+    with requests.Session() as session:
+        session.hooks["response"].append(lambda *args, **kwargs: asked.append(other.ask("inner")))
+        pool = make_pool(2, session=session)
+        assert pool.map(["a"] * 4) == ["a"] * 4
+    assert asked == ["inner"] * 4
+
+
+def test_eventlet_is_refused():
+    pytest.importorskip("eventlet")
+    code = (
+        "import warnings; warnings.simplefilter('ignore'); import eventlet; eventlet.monkey_patch()\n"
+        "from chatpool import ChatPool; ChatPool(base_url='http://127.0.0.1:9/v1').map(['a'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert "ConfigurationError: eventlet's patched threads are not supported" in done.stderr
+
+
+def test_interpreter_without_daemon_threads_is_refused(server, monkeypatch):
+    """Such as those of an InterpreterPoolExecutor (Python 3.14)."""
+    from chatpool import ConfigurationError
+
+    monkeypatch.setattr(threading, "_daemon_threads_allowed", lambda: False, raising=False)
+    with pytest.raises(ConfigurationError, match="main interpreter"):
+        ChatPool(base_url=server.url).map(["a"])
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="InterpreterPoolExecutor is new in Python 3.14")
+def test_interpreter_pool_gets_the_reason(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from concurrent.futures import InterpreterPoolExecutor\n"
+        "def ask():\n"
+        "    from chatpool import ChatPool\n"
+        "    return ChatPool(base_url='http://127.0.0.1:9/v1').ask('a')\n"
+        "if __name__ == '__main__':\n"
+        "    with InterpreterPoolExecutor(1) as executor:\n"
+        "        print(repr(executor.submit(ask).exception()))\n"
+    )
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("ConfigurationError('chatpool needs daemon threads"), done.stderr
