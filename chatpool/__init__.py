@@ -9,6 +9,7 @@ import logging
 from ._protocol.answers import Answers
 from ._protocol.results import ChatResult, Estimate, Retry, Usage
 from ._protocol.settings import DEFAULT_MODEL
+from ._tables import table
 from ._version import __version__
 from .errors import (
     APIConnectionError,
@@ -65,6 +66,7 @@ __all__ = [
     "SpendLimitError",
     "Usage",
     "__version__",
+    "table",
 ]
 
 logging.getLogger("chatpool").addHandler(logging.NullHandler())

@@ -17,6 +17,7 @@ _MISSING = ("NoneType", "NAType", "NaTType")  # types of None and of pandas' mis
 _VERSION = "/v1"
 _MEDIA_TYPE = r"image|audio|video|file|document"
 _BASE64 = r"data:|[A-Za-z0-9+/=_-]{100}"
+_ROW_HINT = "; if this is a row of a table, make a text of it, or use chatpool.table(frame, '{column}')"
 _encoder = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 
 
@@ -35,6 +36,8 @@ def check_prompts(prompts: Any) -> None:
         raise TypeError(
             f'prompts is a whole {type(prompts).__name__}; pass one of its columns, such as frame["prompt"]'
         )
+    if type(prompts).__module__.partition(".")[0] == "pyarrow":  # iterating yields pyarrow's scalars, not text
+        raise TypeError(f"prompts is a pyarrow {type(prompts).__name__}; pass prompts.to_pylist()")
     if isinstance(prompts, Mapping) and not {"messages", "role"} & set(prompts):
         raise TypeError(
             f"prompts is a {type(prompts).__name__}; pass a series of prompts, such as list(prompts.values())"
@@ -66,11 +69,13 @@ def check_shape(prompt: Any, index: int) -> None:
         return
     if isinstance(prompt, dict):
         if "messages" not in prompt:
-            hint = "; a single message goes in a list" if "role" in prompt else ""
+            hint = "; a single message goes in a list" if "role" in prompt else _ROW_HINT
             raise TypeError(f"prompt {index}: a dict prompt holds body fields and needs 'messages'{hint}")
     elif isinstance(prompt, list):
         if not prompt or not all(isinstance(message, dict) for message in prompt):
             raise TypeError(f"prompt {index}: a list prompt must be a non-empty list of message dicts")
+        if not all("role" in message for message in prompt):
+            raise TypeError(f"prompt {index}: each message of a list prompt needs a 'role'{_ROW_HINT}")
     else:
         raise TypeError(
             f"prompt {index}: a prompt is a str, a list of message dicts or a dict of body fields, "

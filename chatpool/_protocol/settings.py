@@ -14,17 +14,21 @@ from chatpool.errors import ConfigurationError
 
 from .requests import CHAT_PATH, encode
 
-DEFAULT_MODEL = "gpt-4o-mini"
+# Small, current, and without an announced shutdown; OpenAI's own replacement for gpt-4o-mini, which ends on 2027-01-14
+# (developers.openai.com/api/docs/deprecations, read in November 2026).
+DEFAULT_MODEL = "gpt-6-luna"
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 DEFAULT_MAX_WORKERS = 20
-DEFAULT_TIMEOUT = (5.0, 120.0)  # seconds: connect, read
+DEFAULT_TIMEOUT = (5.0, 600.0)  # seconds: connect, read
 DEFAULT_MAX_TRIES = 6
 DEFAULT_MAX_WAIT = 60.0  # seconds
 
 _CREDENTIAL_HEADERS = frozenset({"authorization", "api-key", "x-api-key"})
 _CHAT = "/chat/completions"
+_OR_CALLABLE = {"api_key": " or a function that returns one"}
 
 Timeout = Union[float, tuple[float, float]]
+ApiKey = Union[str, Callable[[], str]]
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Settings:
     max_workers: int
     model: str
     api_key: str | None = field(repr=False)
+    ask_key: Callable[[], str] | None = field(repr=False)  # a callable in place of a key
     key_is_from_environment: bool
     has_own_auth: bool  # the user's Session or headers contain credentials
     base_url: str = field(repr=False)
@@ -85,8 +90,8 @@ class Settings:
 def make_settings(
     *,
     max_workers: int,
-    model: str,
-    api_key: str | None,
+    model: str | None,
+    api_key: ApiKey | None,
     base_url: str | None,
     system: str | None,
     params: Mapping[str, Any] | None,
@@ -109,8 +114,9 @@ def make_settings(
     connect, read = _check_timeout(timeout)
     settings = Settings(
         max_workers=_check_count("max_workers", max_workers),
-        model=_check_text("model", model),
-        api_key=None if api_key is None else _check_key("api_key", api_key),
+        model=_check_text("model", _find_model(model)),
+        api_key=None if api_key is None or callable(api_key) else check_key("api_key", api_key),
+        ask_key=api_key if callable(api_key) else None,
         key_is_from_environment=api_key is None and not has_own_auth,
         has_own_auth=has_own_auth,
         base_url=url,
@@ -135,8 +141,8 @@ def find_key(settings: Settings) -> Settings:
     """
     key = settings.api_key
     if settings.key_is_from_environment:
-        key = _check_key("OPENAI_API_KEY", os.environ.get("OPENAI_API_KEY", ""))
-    elif settings.has_own_auth:
+        key = check_key("OPENAI_API_KEY", os.environ.get("OPENAI_API_KEY", ""))
+    elif settings.has_own_auth or settings.ask_key is not None:
         return settings
     if key is None and urlsplit(settings.base_url).hostname == urlsplit(DEFAULT_BASE_URL).hostname:
         raise ConfigurationError(
@@ -184,9 +190,14 @@ def check_hook(name: str, hook: Callable[[Any], Any] | None) -> Callable[[Any], 
     return hook
 
 
-def _check_key(name: str, key: str) -> str | None:
+def _find_model(model: str | None) -> str:
+    return model if model is not None else os.environ.get("OPENAI_MODEL", "").strip() or DEFAULT_MODEL
+
+
+def check_key(name: str, key: str) -> str | None:
+    """Return a key without white space around it, None if it is empty; raise ConfigurationError for an invalid one."""
     if not isinstance(key, str):
-        raise ConfigurationError(f"{name} must be a str, not {type(key).__name__}")
+        raise ConfigurationError(f"{name} must be a str{_OR_CALLABLE.get(name, '')}, not {type(key).__name__}")
     key = key.strip()
     if key[:7].lower() == "bearer ":
         raise ConfigurationError(f"{name} must be the key alone, without 'Bearer ' before it")
@@ -241,7 +252,7 @@ def _check_timeout(timeout: Timeout) -> tuple[float, float]:
         raise ConfigurationError("timeout must be one number of seconds or a pair (connect, read)")
     connect, read = (_check_seconds("timeout", seconds) for seconds in pair)
     if connect is None or read is None:
-        raise ConfigurationError("timeout=None would allow a call to hang forever; pass seconds, for example (5, 120)")
+        raise ConfigurationError("timeout=None would allow a call to hang forever; pass seconds, for example (5, 600)")
     return connect, read
 
 

@@ -10,8 +10,9 @@ from chatpool._http.session import Transport
 from chatpool._protocol.judgement import is_outage_sign, is_refusal, is_transient
 from chatpool._protocol.replies import Reply, check_answer, read_completion, read_document
 from chatpool._protocol.requests import BYTES_A_TOKEN, CHAT_PATH, estimate_tokens
-from chatpool._protocol.results import ChatResult, Retry
+from chatpool._protocol.results import REJECTIONS, ChatResult, Retry
 from chatpool._protocol.settings import Settings
+from chatpool._protocol.shown import LONGEST_MESSAGE, shorten, show_message
 from chatpool.errors import (
     APIConnectionError,
     APITimeoutError,
@@ -19,6 +20,7 @@ from chatpool.errors import (
     CallError,
     ParseError,
     RateLimitError,
+    add_note,
 )
 
 from .call import Call
@@ -28,6 +30,8 @@ from .retry import back_off, delay_before_retry
 
 _logger = logging.getLogger("chatpool")
 
+_LONGEST_START = 80  # characters of an answer that a note shows
+_MOST_READ_TIMEOUTS = 2  # attempts of one prompt that end at the read limit: the server may charge for each
 _MOST_SENDS = 5  # times max_tries: how often one prompt is sent at most, rate limits included
 
 
@@ -67,11 +71,20 @@ class Sender:
         failure: CallError | None = None
         try:
             call.value = call.job.parse(call.completion.text)
-        except ValueError as error:
+        except REJECTIONS as error:
             name = type(error).__name__
             message = f"parse rejected the answer: {name}: {self._transport.redact(str(error))}"
             failure = ParseError(message, code=name)
+        except Exception as bug:
+            self._explain(bug, call)
+            raise
         return self._conclude(call, failure)
+
+    def _explain(self, bug: Exception, call: Call) -> None:
+        """Note which answer made ``parse`` raise an exception that is not about the answer."""
+        assert call.completion is not None
+        start = shorten(show_message(self._transport.redact(call.completion.text[:LONGEST_MESSAGE])), _LONGEST_START)
+        add_note(bug, f"chatpool: parse raised this for prompt {call.index}; its answer begins with {start!r}")
 
     def _conclude(self, call: Call, failure: CallError | None) -> ChatResult:
         """Return the result of a call that needs no other attempt; raise Postponed for one that does."""
@@ -91,10 +104,15 @@ class Sender:
         payload = call.job.builder.payload(call.request)
         try:
             reply = self._transport.send(call.request.path, payload, call.scope)
-        except APIConnectionError as failure:
-            late = call.timeout_error(time.monotonic()) if isinstance(failure, APITimeoutError) else None
+        except APITimeoutError as failure:
+            call.note_unanswered()
+            call.read_timeouts += failure.code == "read_timeout"
+            late = call.timeout_error(time.monotonic())
             if late is not None:
                 raise late from None
+            call.signal = functools.partial(Limits.failed, error=failure)
+            raise
+        except APIConnectionError as failure:
             if is_transient(failure) and failure.code != "stale_connection":
                 call.signal = functools.partial(Limits.failed, error=failure)
             raise
@@ -130,16 +148,19 @@ class Sender:
         """Return the error that ends the call. Raises Postponed if there is to be another attempt."""
         settings, now = self._settings, time.monotonic()
         call.note_failure(error, now)
+        try:
+            has_new_key = _is_401(error) and self._transport.renew_key(call.scope)
+        except AuthenticationError as no_key:
+            return no_key
         rejected = isinstance(error, RateLimitError)
         # A rate limit costs no try as long as other calls are answered: it shows only that there are many.
-        call.tries += not (rejected and self._limits.answers > call.answers_before)
-        stray = self._is_stray(call, error)
-        if call.job.is_cancelled or not (is_transient(error) or stray):
-            return error
-        if call.tries >= settings.max_tries or call.attempts >= _MOST_SENDS * settings.max_tries:
-            return error
+        is_free = has_new_key or (rejected and self._limits.answers > call.answers_before)
+        call.tries += not is_free
         # A stray 401 at once, before other prompts meet a key that may have been revoked.
-        wait = 0.0 if stray else delay_before_retry(error, call.tries, settings.max_wait)
+        at_once = has_new_key or self._is_stray(call, error)
+        if not (is_transient(error) or at_once) or self._is_last(call):
+            return error
+        wait = 0.0 if at_once else delay_before_retry(error, call.tries, settings.max_wait)
         if wait > settings.max_wait:
             return error
         delay = 0.0 if rejected else wait  # the limits hold all calls back for that long
@@ -152,11 +173,21 @@ class Sender:
             call.job.on_retry(Retry(call.index, call.request.prompt, call.attempts, error, wait))
         return back_off(delay)
 
+    def _is_last(self, call: Call) -> bool:
+        """Whether a call may make no other attempt, whatever its error."""
+        most = self._settings.max_tries
+        is_spent = call.tries >= most or call.attempts >= _MOST_SENDS * most
+        return is_spent or call.read_timeouts >= _MOST_READ_TIMEOUTS or call.job.is_cancelled
+
     def _is_stray(self, call: Call, error: CallError) -> bool:
         """Whether a 401 may be a gateway's mistake: the key was accepted before, and this call had no other 401."""
         name = type(error).__name__
         is_first = sum(attempt.error == name for attempt in call.timeline) == 1
         return isinstance(error, AuthenticationError) and self._limits.answers > 0 and is_first
+
+
+def _is_401(error: CallError) -> bool:
+    return isinstance(error, AuthenticationError) and error.status_code == 401
 
 
 def _describe(error: CallError) -> str:
