@@ -1,11 +1,14 @@
 """A chat API that answers at once or after a fixed time, and costs as little as it can: it must not be the bottleneck.
 
-python benchmarks/server.py [LATENCY]    prints its base URL
+python benchmarks/server.py [LATENCY [CERTIFICATE]]    prints its base URL
+
+CERTIFICATE: a PEM file with a key and a certificate chain for localhost, for https.
 """
 
 import asyncio
 import json
 import os
+import ssl
 import sys
 
 BODY = json.dumps(
@@ -56,9 +59,14 @@ class Chat(asyncio.Protocol):
 async def main():
     """Serve until stdin closes, as it does when whoever started this ends."""
     Chat.latency = float(sys.argv[1]) if len(sys.argv) > 1 else 0.0
+    context = None
+    if len(sys.argv) > 2:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(sys.argv[2])
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(Chat, "127.0.0.1", 0, backlog=BACKLOG)
-    print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", flush=True)
+    server = await loop.create_server(Chat, "127.0.0.1", 0, backlog=BACKLOG, ssl=context)
+    port = server.sockets[0].getsockname()[1]
+    print(f"https://localhost:{port}/v1" if context else f"http://127.0.0.1:{port}/v1", flush=True)
     await loop.run_in_executor(None, sys.stdin.read)
     os._exit(0)
 

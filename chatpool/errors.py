@@ -19,10 +19,10 @@
         │   │   └── QuotaExceededError    the account has no credit left, or reached its spend limit
         │   └── InternalServerError       500 and above
         ├── InvalidResponseError  a reply without an answer: not valid JSON, no choices, blank, a refusal
-        ├── ParseError            the caller's ``parse`` rejected the answer with a ValueError
+        ├── ParseError            the caller's ``parse`` or ``response_format`` rejected the answer
         ├── DeadlineError         the ``deadline`` of the whole map passed first
         └── NotSentError          cancelled before it was sent (``__cause__`` is the reason)
-            └── SpendLimitError   max_requests or max_tokens was reached first
+            └── SpendLimitError   request_budget or token_budget was reached first
 
 The names are those of OpenAI's Python SDK, where it has the same error.
 """
@@ -144,7 +144,7 @@ class InvalidResponseError(CallError):
 
 
 class ParseError(CallError):
-    """The caller's ``parse`` raised a ValueError on the last attempt."""
+    """The caller's ``parse`` or ``response_format`` rejected the answer of the last attempt."""
 
 
 class DeadlineError(CallError):
@@ -156,7 +156,7 @@ class NotSentError(CallError):
 
 
 class SpendLimitError(NotSentError):
-    """The run's ``max_requests`` or ``max_tokens`` was reached before this call was sent, or before a retry."""
+    """The run's ``request_budget`` or ``token_budget`` was reached before this call was sent, or before a retry."""
 
 
 _BY_STATUS: dict[int, type[APIStatusError]] = {
@@ -179,3 +179,10 @@ def class_named(name: str) -> type[CallError]:
     """Return the CallError class of this name; CallError itself for an unknown name."""
     kind = globals().get(name)
     return kind if isinstance(kind, type) and issubclass(kind, CallError) else CallError
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Have a traceback show a note below the exception, where Python has notes (3.11 and newer)."""
+    add = getattr(error, "add_note", None)
+    if add is not None:
+        add(note)

@@ -15,6 +15,7 @@ from typing import Any, Callable, TypeVar
 
 from ._http.session import Session
 from ._protocol.answers import UNPICKLABLE_PARSE, Answers
+from ._protocol.arguments import explain_unknown_arguments
 from ._protocol.request_builder import RequestBuilder
 from ._protocol.requests import BYTES_A_TOKEN, Prompt, check_prompts, longest_answer
 from ._protocol.results import ChatResult, Estimate, PathLike, Retry
@@ -22,7 +23,6 @@ from ._protocol.settings import (
     DEFAULT_MAX_TRIES,
     DEFAULT_MAX_WAIT,
     DEFAULT_MAX_WORKERS,
-    DEFAULT_MODEL,
     DEFAULT_TIMEOUT,
     Timeout,
     check_deadline,
@@ -56,15 +56,16 @@ class ChatPool:
     All times are in seconds. Everything but ``max_workers`` is keyword-only:
 
     ``max_workers``: calls in flight at most, over all uses of this pool. Default 20.
-    ``model``: the model's name. Default ``DEFAULT_MODEL``.
+    ``model``: the model's name. Default: the environment variable ``OPENAI_MODEL``, else ``DEFAULT_MODEL``.
     ``api_key``: default: the environment variable ``OPENAI_API_KEY``. A server other than OpenAI's may need none.
     ``base_url``: default: ``OPENAI_BASE_URL``, else OpenAI's. May have a query string, such as Azure's api-version.
     ``system``: a system message put before every prompt that is a str.
     ``params``: body parameters of every call, such as ``{"temperature": 0, "max_tokens": 200}``.
     ``headers``: extra request headers. If they hold credentials (Authorization, api-key, x-api-key), no key is taken
     from the environment.
-    ``timeout``: (connect, read), or one number for both. read limits the whole answer of one attempt. Default (5, 120).
-    ``max_tries``: attempts for one prompt. Default 6. A rate limit (429) counts only if no other call of this pool was
+    ``timeout``: (connect, read), or one number for both. read limits the whole answer of one attempt. Default (5, 600).
+    ``max_tries``: attempts for one prompt. Default 6. At most two of them may end at the read limit, as the server may
+    charge for each. A rate limit (429) counts only if no other call of this pool was
     answered since the last attempt; no prompt is sent more than 5 × ``max_tries`` times.
     ``max_time``: for one prompt, attempts and waits together, from its first attempt. Default: no limit.
     ``max_wait``: the longest wait between two attempts; if a server asks for longer, the call fails. Default 60.
@@ -81,11 +82,12 @@ class ChatPool:
     Raises ConfigurationError, which is also a ValueError, for a setting that cannot work.
     """
 
+    @explain_unknown_arguments
     def __init__(
         self,
         max_workers: int = DEFAULT_MAX_WORKERS,
         *,
-        model: str = DEFAULT_MODEL,
+        model: str | None = None,
         api_key: str | None = None,
         base_url: str | None = None,
         system: str | None = None,
@@ -128,6 +130,7 @@ class ChatPool:
         self._engines: dict[int, Engine] = {}
         self._making: dict[int, threading.Lock] = {}
 
+    @explain_unknown_arguments
     def map(
         self,
         prompts: Iterable[Prompt],
@@ -137,32 +140,34 @@ class ChatPool:
         deadline: float | None = None,
         progress: bool | None = None,
         journal: PathLike | None = None,
-        max_requests: int | None = None,
-        max_tokens: int | None = None,
+        request_budget: int | None = None,
+        token_budget: int | None = None,
         dedupe: bool = False,
     ) -> Answers:
         """Send every prompt and return the answers in the order of the prompts, None where a call failed.
 
         A prompt is a str, a list of message dicts, or a dict of body fields, which override ``params``, which override
         the pool's. ``parse`` is called with each answer's text, in a thread of the pool, and its value takes the text's
-        place. A ValueError from it counts as a bad answer, and the call is retried; any other exception is raised here,
-        with the prompt's index as ``.prompt_index``. ``deadline``: seconds from now; prompts not answered by then are
-        None, with DeadlineError. ``journal``: a file to which each finished call is written at once, in the format of
-        the Batch API's output; with the same file again, only prompts without a good answer in it are sent. Prompts are
-        matched by their request body, in any order, so those with another model or other parameters are sent again.
-        ``max_requests``, ``max_tokens``: once so many requests were sent, or so many tokens used, nothing more is sent,
-        and the rest fail with SpendLimitError (to limit each answer, use ``params={"max_tokens": …}``); answers in
-        flight still come in, so the tokens of at most ``max_workers`` answers may be used beyond that. ``dedupe``:
-        equal prompts are sent once; the copies cost no tokens, and share one ``value``.
+        place. A ValueError, LookupError, TypeError or AttributeError from it counts as a bad answer, and the call is
+        retried; any other exception is raised here, with the prompt's index as ``.prompt_index``. ``deadline``: seconds
+        from now; prompts not answered by then are None, with DeadlineError. ``journal``: a file to which each finished
+        call is written at once, in the format of the Batch API's output; with the same file again, only prompts without
+        a good answer in it are sent. Prompts are matched by their request body, in any order, so those with another
+        model or other parameters are sent again. ``request_budget``, ``token_budget``: once so many requests were sent,
+        or so many tokens used, nothing more is sent, and the rest fail with SpendLimitError (to limit each answer, use
+        ``params={"max_tokens": …}``); answers in flight still come in, so the tokens of at most ``max_workers`` answers
+        may be used beyond that. ``dedupe``: equal prompts are sent once; the copies cost no tokens, and share one
+        ``value``.
 
         Raises TypeError or ValueError, with its index, for a prompt that cannot be sent, before anything is sent.
         Raises JournalError for a journal that is another kind of file, in use by another run, or cannot be written.
         Any exception that ends the map, such as KeyboardInterrupt, carries the finished calls as ``.answers``.
         """
         check_prompts(prompts)
-        mapper = self._mapper(params, parse, deadline, progress, journal, max_requests, max_tokens, dedupe=dedupe)
+        mapper = self._mapper(params, parse, deadline, progress, journal, request_budget, token_budget, dedupe=dedupe)
         return mapper.map(enumerate(prompts))
 
+    @explain_unknown_arguments
     def imap(
         self,
         prompts: Iterable[Prompt],
@@ -172,8 +177,8 @@ class ChatPool:
         deadline: float | None = None,
         progress: bool | None = None,
         journal: PathLike | None = None,
-        max_requests: int | None = None,
-        max_tokens: int | None = None,
+        request_budget: int | None = None,
+        token_budget: int | None = None,
     ) -> Iterator[ChatResult]:
         """Yield the results in the order of the prompts, while later calls are in progress.
 
@@ -182,10 +187,11 @@ class ChatPool:
         iterator cancels the calls in progress. See ``map`` for the rest.
         """
         check_prompts(prompts)
-        return self._mapper(params, parse, deadline, progress, journal, max_requests, max_tokens).stream(
+        return self._mapper(params, parse, deadline, progress, journal, request_budget, token_budget).stream(
             prompts, in_order=True
         )
 
+    @explain_unknown_arguments
     def imap_unordered(
         self,
         prompts: Iterable[Prompt],
@@ -195,26 +201,47 @@ class ChatPool:
         deadline: float | None = None,
         progress: bool | None = None,
         journal: PathLike | None = None,
-        max_requests: int | None = None,
-        max_tokens: int | None = None,
+        request_budget: int | None = None,
+        token_budget: int | None = None,
     ) -> Iterator[ChatResult]:
         """Yield the results as they come in; ``ChatResult.index`` is the prompt's. Otherwise like ``imap``."""
         check_prompts(prompts)
-        return self._mapper(params, parse, deadline, progress, journal, max_requests, max_tokens).stream(
+        return self._mapper(params, parse, deadline, progress, journal, request_budget, token_budget).stream(
             prompts, in_order=False
         )
 
+    @explain_unknown_arguments
     def submit(
-        self, prompt: Prompt, *, params: _Params | None = None, parse: _Parse | None = None
+        self,
+        prompt: Prompt,
+        *,
+        params: _Params | None = None,
+        parse: _Parse | None = None,
+        deadline: float | None = None,
     ) -> Future[ChatResult]:
-        """Send one prompt in the background. The Future's ``result()`` is a ChatResult, even if the call failed."""
-        job = self._make_job(FutureJob, params, parse, None)
+        """Send one prompt in the background. The Future's ``result()`` is a ChatResult, even if the call failed.
+
+        ``deadline``: seconds from now, in which the time in the queue counts.
+        """
+        job = self._make_job(FutureJob, params, parse, deadline)
         job.backend.start(job, [job.builder.request(0, prompt)])
         return job.future
 
-    def ask(self, prompt: Prompt, *, params: _Params | None = None, parse: _Parse | None = None) -> Any:
-        """Send one prompt, in this thread, and return its answer; raise its CallError if it failed."""
-        job = self._make_job(InlineJob, params, parse, None)
+    @explain_unknown_arguments
+    def ask(
+        self,
+        prompt: Prompt,
+        *,
+        params: _Params | None = None,
+        parse: _Parse | None = None,
+        deadline: float | None = None,
+    ) -> Any:
+        """Send one prompt, in this thread, and return its answer; raise its CallError if it failed.
+
+        ``deadline``: seconds from now, in which the time in the queue counts; then DeadlineError is raised. It does not
+        interrupt ``parse``, which runs in this thread, too.
+        """
+        job = self._make_job(InlineJob, params, parse, deadline)
         try:
             result = job.run(prompt, self._callbacks.on_retry)
         finally:
@@ -333,12 +360,12 @@ class ChatPool:
         deadline: float | None = None,
         progress: bool | None = None,
         journal: PathLike | None = None,
-        max_requests: int | None = None,
-        max_tokens: int | None = None,
+        request_budget: int | None = None,
+        token_budget: int | None = None,
         **how: Any,
     ) -> Mapper:
         job = self._make_job(Job, params, parse, deadline)
-        job.budget = RunBudget(max_requests, max_tokens)
+        job.budget = RunBudget(request_budget, token_budget)
         shown = self._progress if progress is None else progress
         return Mapper(job, progress=shown, journal=journal, callbacks=self._callbacks, **how)
 

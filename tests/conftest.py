@@ -19,7 +19,10 @@ from chatpool import ChatPool
 from chatpool.testing import FakeChatServer
 from tests.snippets import answer
 
-_VARIABLES = ["OPENAI_API_KEY", "OPENAI_BASE_URL", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "NETRC"]
+_VARIABLES = [
+    "OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE",
+    "NETRC",
+]  # fmt: skip
 _PROXIES = ["http_proxy", "https_proxy", "all_proxy", "no_proxy"]
 # Windows has no fork, no signals between processes, no named pipes and no file modes.
 _POSIX = r"\b(fork|waitpid|mkfifo|killpg|pthread_kill|send_signal|SIG[A-Z]+|preexec_fn|S_IMODE|resource)\b|/dev/"

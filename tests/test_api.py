@@ -89,8 +89,8 @@ def test_constructor_takes_only_max_workers_by_position():
     parameters = list(inspect.signature(ChatPool).parameters.values())
     assert [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY] == ["max_workers"]
     assert {p.name: p.default for p in parameters} == {
-        "max_workers": 20, "model": chatpool.DEFAULT_MODEL, "api_key": None, "base_url": None, "system": None,
-        "params": None, "headers": None, "timeout": (5, 120), "max_tries": 6, "max_time": None, "max_wait": 60,
+        "max_workers": 20, "model": None, "api_key": None, "base_url": None, "system": None,
+        "params": None, "headers": None, "timeout": (5, 600), "max_tries": 6, "max_time": None, "max_wait": 60,
         "requests_per_minute": None, "tokens_per_minute": None, "session": None, "progress": None,
         "on_retry": None, "on_result": None,
     }  # fmt: skip
@@ -99,7 +99,7 @@ def test_constructor_takes_only_max_workers_by_position():
 @pytest.mark.parametrize(("name", "more"), [("map", {"dedupe": False}), ("imap", {}), ("imap_unordered", {})])
 def test_maps_take_only_prompts_by_position(name, more):
     first, *others = list(inspect.signature(getattr(ChatPool, name)).parameters.values())[1:]
-    names = ["params", "parse", "deadline", "progress", "journal", "max_requests", "max_tokens"]
+    names = ["params", "parse", "deadline", "progress", "journal", "request_budget", "token_budget"]
     assert first.name == "prompts"
     assert {p.name: p.default for p in others} == {**dict.fromkeys(names), **more}
     assert all(p.kind is p.KEYWORD_ONLY for p in others)

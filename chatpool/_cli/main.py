@@ -20,6 +20,7 @@ from chatpool._files.choosing import EMBEDDINGS_PATH, Choice
 from chatpool._files.inputs import FORMATS
 from chatpool._files.permissions import logger as _file_logger
 from chatpool._files.templates import Template
+from chatpool._protocol.settings import DEFAULT_TIMEOUT
 from chatpool.errors import ChatPoolError, ConfigurationError
 
 from .run import RunAborted, RunOptions, dry_run, mute_stdout, run
@@ -125,7 +126,7 @@ def _add_run(commands: Any) -> None:
     add("--dry-run", action="store_true", help="count the calls and tokens, and the prompts already done; send nothing")
     _add_reading_options(add)
     add("--usage", action="store_true", help="add columns for tokens and finish reason to a table")
-    add("--model", help=f"model for prompts that name none (default: {DEFAULT_MODEL})")
+    add("--model", help=f"model for prompts that name none (default: OPENAI_MODEL, or {DEFAULT_MODEL})")
     add("--base-url", metavar="URL", help="base URL of the API (default: OPENAI_BASE_URL, or OpenAI's)")
     add("--header", metavar="'NAME: VALUE'", action="append", default=[], type=_header, help="HTTP header; repeat")
     add("--system", metavar="TEXT", help="system message before every prompt that is plain text; may have {COLUMN}s")
@@ -133,7 +134,7 @@ def _add_run(commands: Any) -> None:
     add("--workers", metavar="N", type=int, default=20, help="at most N calls in flight (default: %(default)s)")
     add("--rpm", dest="requests_per_minute", metavar="N", type=float, help="at most N requests a minute")
     add("--tpm", dest="tokens_per_minute", metavar="N", type=float, help="at most N tokens a minute")
-    add("--timeout", metavar="SECONDS", type=_timeout, default=(5.0, 120.0), help="CONNECT,READ (default: 5,120)")
+    add("--timeout", metavar="SECONDS", type=_timeout, default=DEFAULT_TIMEOUT, help="CONNECT,READ (default: 5,600)")
     add("--max-tries", metavar="N", type=int, default=6, help="at most N attempts for a prompt (default: %(default)s)")
     add(
         "--max-wait",
@@ -143,8 +144,8 @@ def _add_run(commands: Any) -> None:
         help="longest wait for a retry (default: %(default)g)",
     )
     add("--deadline", metavar="SECONDS", type=float, help="time limit of the whole run; prompts not done by then fail")
-    add("--max-requests", metavar="N", type=int, help="stop sending after N requests")
-    add("--max-tokens", metavar="N", type=int, help="stop sending once N tokens have been used")
+    add("--request-budget", metavar="N", type=int, help="stop sending after N requests")
+    add("--token-budget", metavar="N", type=int, help="stop sending once N tokens have been used")
     add(
         "--retry-failed", action=_YesOrNo, default=True, help="send the prompts again that failed before (default: yes)"
     )
@@ -228,7 +229,7 @@ def _run(args: argparse.Namespace) -> int:
     )
     more: dict[str, Any] = {
         "system": args.system if choice.system is None else None,
-        "model": args.model or DEFAULT_MODEL,
+        "model": args.model,
     }
     if args.header:
         more["headers"] = dict(args.header)

@@ -50,8 +50,8 @@ class RunOptions:
     input_format: str | None
     encoding: str | None
     deadline: float | None
-    max_requests: int | None
-    max_tokens: int | None
+    request_budget: int | None
+    token_budget: int | None
     retry_failed: bool
     limit: int | None
     dedupe: bool
@@ -204,7 +204,7 @@ def run(options: RunOptions) -> int:
             outcomes.write()
         elif options.output is not None and summary.resumed < summary.prompts and summary.resumed:
             compact(options.output)
-    for line in summary.format(mapper.wall, mapper.limited_by(summary.prompts - summary.resumed), mapper.waits):
+    for line in summary.format(mapper.wall, mapper.limited_by(summary.prompts - summary.resumed)):
         print(line, file=sys.stderr)
     return 1 if summary.failed else 0
 
@@ -332,10 +332,10 @@ def _open_mapper(options: RunOptions, repeats: frozenset[int]) -> Iterator[Mappe
     common: dict[str, Any] = {"deadline": options.deadline, "journal": options.journal}
     common.update(retries_failed=options.retry_failed, repeats=repeats)
     if options.dask is None:
-        yield options.pool._mapper(max_requests=options.max_requests, max_tokens=options.max_tokens, **common)
+        yield options.pool._mapper(request_budget=options.request_budget, token_budget=options.token_budget, **common)
         return
-    if options.max_requests is not None or options.max_tokens is not None:
-        raise ConfigurationError("--max-requests and --max-tokens do not work with --dask; leave one of them out")
+    if options.request_budget is not None or options.token_budget is not None:
+        raise ConfigurationError("--request-budget and --token-budget do not work with --dask; leave one of them out")
     with _connect(options.dask) as client:
         from chatpool._cluster.client import mapper  # noqa: PLC0415 - only --dask needs it
 

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, Callable
 
 from chatpool._protocol.request_builder import Request
 from chatpool._protocol.requests import BatchRequest
-from chatpool._protocol.results import Attempt, ChatResult, Parse, PathLike
+from chatpool._protocol.results import REJECTIONS, Attempt, ChatResult, Parse, PathLike
 from chatpool.errors import DeadlineError, JournalError, NotSentError
 
 from .batch_format import ID_PREFIX, LINE_START, Key, key_of, line_of, load, parse_head, parse_line, result_of
@@ -235,7 +235,7 @@ class JournalView:
             return result
         try:
             return replace(result, value=self._parse(result.text or ""))
-        except ValueError:
+        except REJECTIONS:
             return None
         except Exception as error:
             error.prompt_index = result.index  # type: ignore[attr-defined]

@@ -13,7 +13,7 @@ import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from .cancel import CancelScope
-from .fast_path import FastResponse, receive, send
+from .fast_path import FastResponse, receive_first, receive_rest, send
 from .framing import MalformedReply, Response
 from .repeats import Seen
 
@@ -112,7 +112,7 @@ class AbortableConnection:
         return response
 
     def exchange(self, scope: CancelScope, head: bytes, body: bytes) -> FastResponse | bytes:
-        """Send a simple request and receive the reply; see ``fast_path.receive``."""
+        """Send a simple request and receive the reply; see ``fast_path.receive_rest``."""
         self._begin_request(scope)
         if self.sock.gettimeout() is not None:  # urllib3 has used this connection, for another request
             self.sock.settimeout(None)
@@ -120,10 +120,11 @@ class AbortableConnection:
             with contextlib.suppress(*_HANG_UPS):  # as in send() above
                 send(self.sock, head, body)
             scope.note_wait()
-            reply = receive(self.sock.recv)
+            data = receive_first(self.sock.recv)
         except _HANG_UPS:
             self._note_stale()
             raise
+        reply = receive_rest(data, self.sock.recv)
         self.reply = reply if isinstance(reply, FastResponse) else None
         return reply
 

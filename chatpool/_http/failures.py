@@ -119,6 +119,12 @@ def _judge_rest(chain: list[BaseException]) -> Failure:
     return APIConnectionError, "connection_failed", f"the connection failed: {cause}"
 
 
+def is_of_the_wire(error: BaseException) -> bool:
+    """A ValueError is the wire's only if requests or urllib3 raised it; any other is a bug, and is not hidden."""
+    known = (requests.RequestException, urllib3.exceptions.HTTPError, UnicodeError, CertificateError)
+    return not isinstance(error, ValueError) or isinstance(error, known)
+
+
 def forget_frames(error: BaseException) -> None:
     """Let go of the frames that an error came through: some of urllib3's hold the error itself, and all of ours
     would be kept, threads and all, until the collector came."""

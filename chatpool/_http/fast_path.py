@@ -106,14 +106,16 @@ class FastResponse:
         return self.status, zlib.crc32(self.whole_body), b'"id"' in self.whole_body, self._block
 
 
-def receive(recv: Callable[[int], bytes]) -> FastResponse | bytes:
-    """Receive a reply, by a socket's ``recv``; raise RemoteDisconnected, as http.client does, if there is none at all.
-
-    Returns the reply; if it is not simple, all that was received.
-    """
+def receive_first(recv: Callable[[int], bytes]) -> bytes:
+    """Receive a reply's first bytes by a socket's ``recv``; raise RemoteDisconnected, as http.client, if none come."""
     data = recv(_PIECE)
     if not data:
         raise RemoteDisconnected("Remote end closed connection without response")
+    return data
+
+
+def receive_rest(data: bytes, recv: Callable[[int], bytes]) -> FastResponse | bytes:
+    """Receive the rest of a reply and return it; if it is not simple, return all that was received."""
     while not _END_OF_HEAD.search(data) and len(data) < _LARGEST_HEAD and (more := recv(_PIECE)):
         data += more
     found = _HEAD.match(data)

@@ -26,7 +26,7 @@ from chatpool.errors import APIConnectionError, APITimeoutError, CallError, Conf
 from .cancel import CancelScope
 from .connections import current
 from .environment import find_route, resolve_environment
-from .failures import causes, forget_frames, judge_failure, proxy_refusal
+from .failures import causes, forget_frames, is_of_the_wire, judge_failure, proxy_refusal
 from .fast_path import FastResponse, copy_headers
 from .framing import MAX_BODY, BodyTooLarge, MalformedReply
 from .pools import PoolAdapter, use_our_pools
@@ -122,7 +122,7 @@ class Transport:
         except CallError as error:
             failure = error
         except (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError) as error:
-            if not _is_of_the_wire(error):
+            if not is_of_the_wire(error):
                 raise
             failure = self._translate(error, scope)
             forget_frames(error)
@@ -245,10 +245,3 @@ def _pieces(response: requests.Response) -> Iterator[bytes]:
     pieces: Iterator[bytes | str] = response.iter_content(_PIECE)
     for piece in pieces:
         yield piece if isinstance(piece, bytes) else piece.encode()
-
-
-def _is_of_the_wire(error: BaseException) -> bool:
-    """A ValueError is the wire's only if requests or urllib3 raised it; any other is a bug, and is not hidden."""
-    return not isinstance(error, ValueError) or isinstance(
-        error, (requests.RequestException, urllib3.exceptions.HTTPError, UnicodeError)
-    )

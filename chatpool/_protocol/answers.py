@@ -72,11 +72,11 @@ class Answers(list[Any]):
         raise error from first.error
 
     def summary(self) -> str:
-        """Return a few lines: how many prompts were answered or failed and why, requests, tokens and time."""
+        """Return five lines at most: prompts answered or failed and why, requests, tokens, time, bottleneck."""
         summary = Summary()
         for result in self.results:
             summary.add(result, is_resumed=result.index in self.resumed)
-        return "\n".join(summary.format(self.wall, self.limited_by, self.waits))
+        return "\n".join(summary.format(self.wall, self.limited_by))
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle without a ``parse`` that cannot be pickled, such as a lambda; ``ChatPool.retry`` then asks for it."""

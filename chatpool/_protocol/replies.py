@@ -15,8 +15,8 @@ from chatpool.errors import CallError, InvalidResponseError
 from .dialects import BROKEN_OFF, FILTER, LENGTH, finish_meaning
 from .endpoints import Answer, any_answer, chat_answer
 from .error_body import find_error, read_error
-from .failed import fail_embedded, fail_status, fail_without_json
 from .reply import Reply as Reply
+from .reply_errors import fail_embedded, fail_status, fail_without_json
 from .results import Usage
 from .usage import read_usage
 from .waits import header_delay

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
-from typing import Any, Callable, NamedTuple, Union
+from dataclasses import dataclass, fields, replace
+from typing import Any, Callable, NamedTuple, TypeVar, Union
 
 from chatpool.errors import CallError
 
+_C = TypeVar("_C")
+
 Parse = Callable[[str], Any]
+# What a ``parse`` raises for an answer with another shape than it expects, such as KeyError for a missing field.
+REJECTIONS = (ValueError, LookupError, TypeError, AttributeError)
 PathLike = Union[str, "os.PathLike[str]"]
 
 
@@ -44,6 +48,17 @@ class Attempt(NamedTuple):
     error: str | None  # the name of the error's class, None if it succeeded
 
 
+def _with_slots(kind: type[_C]) -> type[_C]:
+    """Return a dataclass with slots for its fields. ``dataclass(slots=True)`` needs Python 3.10."""
+    names = tuple(field.name for field in fields(kind))  # type: ignore[arg-type]  # it is a dataclass
+    left = {"__dict__", "__weakref__", *names}
+    body = {name: value for name, value in vars(kind).items() if name not in left}
+    metaclass: Any = type(kind)
+    slotted: type[_C] = metaclass(kind.__name__, kind.__bases__, {**body, "__slots__": names})
+    return slotted
+
+
+@_with_slots
 @dataclass(frozen=True)
 class ChatResult:
     """The outcome of one prompt.
@@ -54,24 +69,9 @@ class ChatResult:
     the token limit. ``usage``: tokens of all attempts, summed; None if the server sent no usage. ``response``: the
     server's reply as a dict, also of a failed call if the reply was JSON. ``request_id``: the server's id of the
     request. ``attempts``: HTTP requests sent. ``elapsed``: seconds from the first of them to the outcome, waits
-    included. ``error``: why the call failed, or None.
+    included. ``error``: why the call failed, or None. ``unanswered``: requests that chatpool stopped waiting for, at a
+    time limit or because the call was cancelled; the server may charge for them.
     """
-
-    # dataclass(slots=True) needs Python 3.10. Slots declared by hand do not allow defaults.
-    __slots__ = (
-        "attempts",
-        "elapsed",
-        "error",
-        "finish_reason",
-        "index",
-        "prompt",
-        "reasoning",
-        "request_id",
-        "response",
-        "text",
-        "usage",
-        "value",
-    )
 
     index: int
     prompt: Any
@@ -85,6 +85,7 @@ class ChatResult:
     attempts: int
     elapsed: float
     error: CallError | None
+    unanswered: int = 0
 
     @property
     def ok(self) -> bool:
@@ -101,12 +102,11 @@ class ChatResult:
 
     def for_duplicate(self, index: int, prompt: Any) -> ChatResult:
         """Return the result of an equal prompt that was not sent: the same answer, at no cost."""
-        changes = {"index": index, "prompt": prompt, "usage": None, "attempts": 0, "elapsed": 0.0}
-        return replace(self, **changes)
+        return replace(self, index=index, prompt=prompt, usage=None, attempts=0, elapsed=0.0, unanswered=0)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Before Python 3.11, pickle cannot restore a frozen dataclass with slots.
-        return type(self), tuple(getattr(self, name) for name in self.__dataclass_fields__)
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,12 @@ from chatpool.errors import ConfigurationError
 
 from .requests import CHAT_PATH, encode
 
-DEFAULT_MODEL = "gpt-4o-mini"
+# Small, current, and without an announced shutdown; OpenAI's own replacement for gpt-4o-mini, which ends on 2027-01-14
+# (developers.openai.com/api/docs/deprecations, read in November 2026).
+DEFAULT_MODEL = "gpt-6-luna"
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 DEFAULT_MAX_WORKERS = 20
-DEFAULT_TIMEOUT = (5.0, 120.0)  # seconds: connect, read
+DEFAULT_TIMEOUT = (5.0, 600.0)  # seconds: connect, read
 DEFAULT_MAX_TRIES = 6
 DEFAULT_MAX_WAIT = 60.0  # seconds
 
@@ -85,7 +87,7 @@ class Settings:
 def make_settings(
     *,
     max_workers: int,
-    model: str,
+    model: str | None,
     api_key: str | None,
     base_url: str | None,
     system: str | None,
@@ -109,7 +111,7 @@ def make_settings(
     connect, read = _check_timeout(timeout)
     settings = Settings(
         max_workers=_check_count("max_workers", max_workers),
-        model=_check_text("model", model),
+        model=_check_text("model", _find_model(model)),
         api_key=None if api_key is None else _check_key("api_key", api_key),
         key_is_from_environment=api_key is None and not has_own_auth,
         has_own_auth=has_own_auth,
@@ -184,6 +186,10 @@ def check_hook(name: str, hook: Callable[[Any], Any] | None) -> Callable[[Any], 
     return hook
 
 
+def _find_model(model: str | None) -> str:
+    return model if model is not None else os.environ.get("OPENAI_MODEL", "").strip() or DEFAULT_MODEL
+
+
 def _check_key(name: str, key: str) -> str | None:
     if not isinstance(key, str):
         raise ConfigurationError(f"{name} must be a str, not {type(key).__name__}")
@@ -241,7 +247,7 @@ def _check_timeout(timeout: Timeout) -> tuple[float, float]:
         raise ConfigurationError("timeout must be one number of seconds or a pair (connect, read)")
     connect, read = (_check_seconds("timeout", seconds) for seconds in pair)
     if connect is None or read is None:
-        raise ConfigurationError("timeout=None would allow a call to hang forever; pass seconds, for example (5, 120)")
+        raise ConfigurationError("timeout=None would allow a call to hang forever; pass seconds, for example (5, 600)")
     return connect, read
 
 

@@ -1,27 +1,33 @@
-"""Counts results, and formats the counts in a few lines."""
+"""Counts results, and formats the counts in at most five lines of 80 columns."""
 
 from __future__ import annotations
 
+import textwrap
 from array import array
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from chatpool.errors import CallError
 
-from .results import ChatResult
+from .results import ChatResult, Usage
 from .terminal import escape_controls
 
+_MOST_LINES = 5
+_WIDTH = 80  # columns
 _EXAMPLE_LENGTH = 160  # characters of an error's message
 
 
 class Summary:
-    """Counts results. Keeps one example of each failure, and nothing else of them."""
+    """Counts results. Keeps one example of each failure, and nothing else of them.
+
+    Requests, tokens and times are those of this run; answers from a journal were paid for before.
+    """
 
     def __init__(self) -> None:
         self.prompts = self.answered = self.resumed = 0
-        self._new_answers = self._sent = self._retries = self._truncated = 0
-        self._tokens_in = self._tokens_out = self._tokens = 0
+        self._new_answers = self._sent = self._retries = self._truncated = self._unanswered = 0
+        self._usage = Usage()
         self._seconds = array("d")  # for each answer
         self._causes: Counter[tuple[Any, ...]] = Counter()
         self._examples: dict[tuple[Any, ...], str] = {}
@@ -36,35 +42,31 @@ class Summary:
         self.prompts += 1
         self.resumed += is_resumed
         if not is_resumed:
-            self._sent += result.attempts
-            self._retries += max(0, result.attempts - 1)
-            self._new_answers += result.ok
-        if result.usage is not None:
-            self._tokens_in += result.usage.prompt_tokens
-            self._tokens_out += result.usage.completion_tokens
-            self._tokens += result.usage.total_tokens
-        if result.error is None:
-            self.answered += 1
-            self._truncated += result.finish_reason == "length"
-            self._seconds.append(result.elapsed)
-        else:
+            self._add_costs(result)
+        if result.error is not None:
             self._add_failure(result, result.error)
+            return
+        self.answered += 1
+        self._truncated += result.finish_reason == "length"
+        if not is_resumed:
+            self._new_answers += 1
+            self._seconds.append(result.elapsed)
 
-    def format(self, wall: float, limited_by: str, waits: Mapping[str, float]) -> list[str]:
-        """Return the lines. ``wall``: seconds that the run took; ``waits``: seconds spent waiting, by cause."""
-        rate = self._new_answers / wall * 60 if wall else 0.0
-        was = "was" if self.resumed == 1 else "were"
-        return [
-            f"{plural(self.prompts, 'prompt')}: {self.answered:,} answered, {self.failed:,} failed"
-            f" in {wall:.1f} s ({rate:,.0f} answers a minute)",
-            *([f"{self.resumed:,} of them {was} in the journal already"] if self.resumed else []),
-            *(f"  {count:,} × {self._examples[cause]}" for cause, count in self._causes.most_common()),
-            f"requests: {self._sent:,}, of them {plural(self._retries, 'retry', 'retries')};"
-            f" truncated answers: {self._truncated:,}",
-            f"tokens: {self._tokens_in:,} in, {self._tokens_out:,} out, {self._tokens:,} total",
-            f"seconds an answer: {self._latencies()}",
-            f"bottleneck: {_bottleneck(limited_by, waits)}",
+    def format(self, wall: float, limited_by: str) -> list[str]:
+        """Return the lines. ``wall``: seconds that the run took; ``limited_by``: its bottleneck."""
+        lines = [
+            self._counts(wall),
+            *_wrap("; ".join(self._spent()), 2),
+            *_wrap(f"{self._latencies()}; bottleneck: {limited_by}", 1),
         ]
+        return lines + self._failures(_MOST_LINES - len(lines))
+
+    def _add_costs(self, result: ChatResult) -> None:
+        self._sent += result.attempts
+        self._retries += max(0, result.attempts - 1)
+        self._unanswered += result.unanswered
+        if result.usage is not None:
+            self._usage += result.usage
 
     def _add_failure(self, result: ChatResult, error: CallError) -> None:
         cause = (type(error), error.status_code, error.code)
@@ -72,12 +74,41 @@ class Summary:
         if cause not in self._examples:
             self._examples[cause] = _example(result, error)
 
+    def _counts(self, wall: float) -> str:
+        resumed = f" ({self.resumed:,} resumed)" if self.resumed else ""
+        counts = f"{self.answered:,} answered{resumed}, {self.failed:,} failed"
+        line = f"{plural(self.prompts, 'prompt')}: {counts} in {wall:.1f} s"
+        rate = f" ({self._new_answers / wall * 60 if wall else 0.0:,.0f} a minute)"
+        return line + rate if len(line + rate) <= _WIDTH else line
+
+    def _spent(self) -> Iterator[str]:
+        usage = self._usage
+        yield f"requests: {self._sent:,}, {plural(self._retries, 'retry', 'retries')}"
+        if self._unanswered:
+            yield f"stopped waiting for {self._unanswered:,}, which may be charged"
+        yield f"tokens: {usage.prompt_tokens:,} in, {usage.completion_tokens:,} out, {usage.total_tokens:,} total"
+        if self._truncated:
+            yield f"truncated answers: {self._truncated:,}"
+
     def _latencies(self) -> str:
         if not self._seconds:
-            return "none was answered"
+            return "no new answer"
         seconds = sorted(self._seconds)
         median, high = (seconds[min(len(seconds) - 1, int(share * len(seconds)))] for share in (0.5, 0.95))
-        return f"median {median:.2f}, 95th percentile {high:.2f}"
+        return f"median {median:.2f} s, p95 {high:.2f} s"
+
+    def _failures(self, room: int) -> list[str]:
+        """Return a line for each cause, and more lines for the first if there is room; the last one for the rest."""
+        causes = self._causes.most_common()
+        shown = causes if len(causes) <= room else causes[: max(1, room - 1)]
+        lines: list[str] = []
+        for number, (cause, count) in enumerate(shown, 1):
+            left = room - len(lines) - (min(len(causes), room) - number)
+            lines += _wrap(f"  {count:,} × {self._examples[cause]}", left, "    ")
+        if len(shown) < len(causes) and len(lines) < room:
+            rest = sum(count for _, count in causes[len(shown) :])
+            lines.append(f"  {rest:,} × other errors, see answers.failures")
+        return lines
 
 
 def plural(count: int, noun: str, nouns: str = "") -> str:
@@ -85,16 +116,16 @@ def plural(count: int, noun: str, nouns: str = "") -> str:
     return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"
 
 
+def _wrap(text: str, most: int, indent: str = "  ") -> list[str]:
+    return textwrap.wrap(
+        text, _WIDTH, subsequent_indent=indent, max_lines=most, placeholder=" …", break_on_hyphens=False
+    )
+
+
 def _example(result: ChatResult, error: CallError) -> str:
     name = " ".join(str(word) for word in (type(error).__name__, error.status_code, error.code) if word is not None)
     message = " ".join(str(error).split())
     if len(message) > _EXAMPLE_LENGTH:
         message = message[: _EXAMPLE_LENGTH - 1] + "…"
-    line = f"{name}, e.g. prompt {result.index}: {message} (request id {error.request_id or 'none'})"
-    return escape_controls(line)
-
-
-def _bottleneck(limited_by: str, waits: Mapping[str, float]) -> str:
-    ordered = sorted(waits.items(), key=lambda item: -item[1])
-    times = ", ".join(f"{cause} {seconds:.1f} s" for cause, seconds in ordered if seconds >= 0.05)
-    return limited_by + (f" (time spent waiting, summed over calls: {times})" if times else "")
+    request = f" ({error.request_id})" if error.request_id else ""
+    return escape_controls(f"{name}, e.g. prompt {result.index}{request}: {message}")

@@ -14,9 +14,9 @@ class RunBudget:
     flight when the limit is met still comes in.
     """
 
-    def __init__(self, max_requests: int | None = None, max_tokens: int | None = None) -> None:
-        self._max_requests = _check("max_requests", max_requests)
-        self._max_tokens = _check("max_tokens", max_tokens)
+    def __init__(self, request_budget: int | None = None, token_budget: int | None = None) -> None:
+        self._request_budget = _check("request_budget", request_budget)
+        self._token_budget = _check("token_budget", token_budget)
         self._requests = self._tokens = 0
         self._lock = threading.Lock()
 
@@ -36,10 +36,10 @@ class RunBudget:
             self._tokens += tokens
 
     def _spent(self) -> str | None:
-        if self._max_requests is not None and self._requests >= self._max_requests:
-            return f"max_requests={self._max_requests}"
-        if self._max_tokens is not None and self._tokens >= self._max_tokens:
-            return f"max_tokens={self._max_tokens}"
+        if self._request_budget is not None and self._requests >= self._request_budget:
+            return f"request_budget={self._request_budget}"
+        if self._token_budget is not None and self._tokens >= self._token_budget:
+            return f"token_budget={self._token_budget}"
         return None
 
 

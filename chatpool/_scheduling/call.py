@@ -23,15 +23,17 @@ class Call:
     """
 
     __slots__ = (
-        "answers_before", "attempts", "completion", "index", "job", "last_error", "model",
-        "request", "request_id", "scope", "sent_at", "signal", "started", "timeline", "tokens", "tries", "usage",
-        "value",
+        "answers_before", "attempts", "completion", "index", "job", "last_error", "model", "read_timeouts",
+        "request", "request_id", "scope", "sent_at", "signal", "started", "timeline", "tokens", "tries", "unanswered",
+        "usage", "value",
     )  # fmt: skip
 
     def __init__(self, job: Job, request: Request) -> None:
         self.job, self.request, self.index, self.model = job, request, request.index, request.model
         self.tokens = 0  # an estimate of what it costs, where there is a budget of tokens
         self.attempts = self.tries = 0  # requests sent; of them, those that count against max_tries
+        self.read_timeouts = 0  # attempts that ended at the read limit
+        self.unanswered = 0  # attempts that we stopped waiting for after their request was sent
         self.started = self.sent_at = 0.0  # when the first and the latest attempt began
         self.answers_before = 0  # answers that the whole pool had when the latest attempt began
         self.completion: Completion | None = None
@@ -58,6 +60,10 @@ class Call:
         self.attempts += 1
         self.answers_before = answers
         self.completion, self.request_id, self.signal = None, None, None
+
+    def note_unanswered(self) -> None:
+        """Note that the attempt under way is aborted. The server has its request if the connection stood."""
+        self.unanswered += self.scope.phase == "read"
 
     def note_failure(self, error: CallError, now: float) -> None:
         """Note that the latest attempt failed."""
@@ -97,6 +103,7 @@ class Call:
             attempts=self.attempts,
             elapsed=elapsed,
             error=error,
+            unanswered=self.unanswered,
         )
 
 

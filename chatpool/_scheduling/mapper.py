@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 from chatpool._protocol.answers import Answers
 from chatpool._protocol.request_builder import Request
 from chatpool._protocol.results import ChatResult, PathLike, Retry
-from chatpool.errors import PoolClosedError
+from chatpool._protocol.summary import plural
+from chatpool.errors import PoolClosedError, add_note
 
 from .call import unsent
 from .job import Job
@@ -88,8 +89,9 @@ class Mapper:
             return self._answers(requests)
         except BaseException as error:
             job.stop(interrupted)
-            error.answers = self._answers(requests)  # type: ignore[attr-defined]
-            raise
+            answers = self._answers(requests)
+            self._describe_end(error, answers, len(answers) - len(answers.failures), len(requests))
+            raise error
         finally:
             job.end()
             bar.close()
@@ -124,8 +126,9 @@ class Mapper:
             raise
         except BaseException as error:
             job.stop(interrupted)
-            error.answers = self._answers(())  # type: ignore[attr-defined]
-            raise
+            answers = self._answers(())
+            self._describe_end(error, answers, given + len(answers), source.total)
+            raise error
         finally:
             job.end()
             if not job.is_inherited:
@@ -265,6 +268,23 @@ class Mapper:
             resumed=self.resumed,
             dedupe=self._dedupe,
         )
+
+    def _describe_end(self, error: BaseException, answers: Answers, done: int, total: int | None) -> None:
+        """Put the results so far on an exception that ends the run, and a sentence about them.
+
+        Ctrl-C's has no message of its own, so that is its message. The place where it came is of no use.
+        """
+        error.answers = answers  # type: ignore[attr-defined]
+        prompts = plural(done, "prompt") if total is None else f"{done:,} of {plural(total, 'prompt')}"
+        resume = "journal=FILE lets a run resume"
+        if self._journal is not None:
+            resume = f"run again with journal={self._journal!r} to resume"
+        sentence = f"{prompts} done, with results in .answers; {resume}"
+        if isinstance(error, KeyboardInterrupt):
+            error.args = error.args or (sentence,)
+            error.__traceback__ = None
+        elif done:
+            add_note(error, f"chatpool: {sentence}")
 
 
 class _Reader:

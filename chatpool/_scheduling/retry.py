@@ -1,4 +1,4 @@
-"""What is worth another try, and how long to wait for it. The only home of backoff."""
+"""How long to wait between two attempts. The only home of backoff; the sender decides whether there is another."""
 
 from __future__ import annotations
 

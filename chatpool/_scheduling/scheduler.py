@@ -129,6 +129,8 @@ class Scheduler(Actor):
             if abort or (call not in self._in_flight and call not in state.parsing):
                 error = reason()
                 error.__cause__ = error.__cause__ or call.last_error
+                if call in self._in_flight:
+                    call.note_unanswered()
                 call.scope.cancel(error)
                 self._finish(state, call, call.result(error))
         for inner in list(state.inner) if abort else ():

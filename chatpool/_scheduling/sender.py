@@ -10,8 +10,9 @@ from chatpool._http.session import Transport
 from chatpool._protocol.judgement import is_outage_sign, is_refusal, is_transient
 from chatpool._protocol.replies import Reply, check_answer, read_completion, read_document
 from chatpool._protocol.requests import BYTES_A_TOKEN, CHAT_PATH, estimate_tokens
-from chatpool._protocol.results import ChatResult, Retry
+from chatpool._protocol.results import REJECTIONS, ChatResult, Retry
 from chatpool._protocol.settings import Settings
+from chatpool._protocol.shown import LONGEST_MESSAGE, shorten, show_message
 from chatpool.errors import (
     APIConnectionError,
     APITimeoutError,
@@ -19,6 +20,7 @@ from chatpool.errors import (
     CallError,
     ParseError,
     RateLimitError,
+    add_note,
 )
 
 from .call import Call
@@ -28,6 +30,8 @@ from .retry import back_off, delay_before_retry
 
 _logger = logging.getLogger("chatpool")
 
+_LONGEST_START = 80  # characters of an answer that a note shows
+_MOST_READ_TIMEOUTS = 2  # attempts of one prompt that end at the read limit: the server may charge for each
 _MOST_SENDS = 5  # times max_tries: how often one prompt is sent at most, rate limits included
 
 
@@ -67,11 +71,20 @@ class Sender:
         failure: CallError | None = None
         try:
             call.value = call.job.parse(call.completion.text)
-        except ValueError as error:
+        except REJECTIONS as error:
             name = type(error).__name__
             message = f"parse rejected the answer: {name}: {self._transport.redact(str(error))}"
             failure = ParseError(message, code=name)
+        except Exception as bug:
+            self._explain(bug, call)
+            raise
         return self._conclude(call, failure)
+
+    def _explain(self, bug: Exception, call: Call) -> None:
+        """Note which answer made ``parse`` raise an exception that is not about the answer."""
+        assert call.completion is not None
+        start = shorten(show_message(self._transport.redact(call.completion.text[:LONGEST_MESSAGE])), _LONGEST_START)
+        add_note(bug, f"chatpool: parse raised this for prompt {call.index}; its answer begins with {start!r}")
 
     def _conclude(self, call: Call, failure: CallError | None) -> ChatResult:
         """Return the result of a call that needs no other attempt; raise Postponed for one that does."""
@@ -91,10 +104,15 @@ class Sender:
         payload = call.job.builder.payload(call.request)
         try:
             reply = self._transport.send(call.request.path, payload, call.scope)
-        except APIConnectionError as failure:
-            late = call.timeout_error(time.monotonic()) if isinstance(failure, APITimeoutError) else None
+        except APITimeoutError as failure:
+            call.note_unanswered()
+            call.read_timeouts += failure.code == "read_timeout"
+            late = call.timeout_error(time.monotonic())
             if late is not None:
                 raise late from None
+            call.signal = functools.partial(Limits.failed, error=failure)
+            raise
+        except APIConnectionError as failure:
             if is_transient(failure) and failure.code != "stale_connection":
                 call.signal = functools.partial(Limits.failed, error=failure)
             raise
@@ -137,6 +155,8 @@ class Sender:
         if call.job.is_cancelled or not (is_transient(error) or stray):
             return error
         if call.tries >= settings.max_tries or call.attempts >= _MOST_SENDS * settings.max_tries:
+            return error
+        if call.read_timeouts >= _MOST_READ_TIMEOUTS:
             return error
         # A stray 401 at once, before other prompts meet a key that may have been revoked.
         wait = 0.0 if stray else delay_before_retry(error, call.tries, settings.max_wait)

@@ -329,7 +329,7 @@ def test_second_run_sends_failed_and_new_prompts(shell):
     shell.write("in.txt", "new", "b", "a", "a")
     assert shell.run("in.txt", "-o", "out.jsonl") == 0
     assert "4 prompts: 4 answered, 0 failed" in shell.err
-    assert "1 of them was in the journal already" in shell.err
+    assert "(1 resumed)" in shell.err
     assert shell.answers() == ["a", "a", "better", "new"]
     assert len(shell.server.requests) == 2 + 3
 

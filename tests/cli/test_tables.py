@@ -328,7 +328,7 @@ def test_blank_lines_keep_their_lines_in_the_text_output(shell):
 
 def test_unsent_rows_name_the_reason(shell):
     shell.write("in.csv", "prompt", *(f"p{number}" for number in range(10)))
-    assert shell.run("in.csv", "-o", "out.csv", "--max-requests", "3", "--workers", "1") == 1
+    assert shell.run("in.csv", "-o", "out.csv", "--request-budget", "3", "--workers", "1") == 1
     assert sum(row["answer"] != "" for row in rows()) == 3
     assert all("SpendLimitError" in row["error"] for row in rows() if not row["answer"])
 

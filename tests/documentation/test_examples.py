@@ -69,7 +69,7 @@ def test_readme_shows_the_output_of_its_first_snippet(server, capsys):
 
 
 def without_times(text):
-    return re.sub(r"\d+\.\d+|[\d,]+(?= answers a minute)", "TIME", text)
+    return re.sub(r"\d+\.\d+|[\d,]+(?= a minute)", "TIME", text)
 
 
 def test_run_commands_of_readme_and_page(server, tmp_path, monkeypatch, capsys):

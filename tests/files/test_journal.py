@@ -17,7 +17,7 @@ import tracemalloc
 
 import pytest
 
-from chatpool import ChatPool, JournalError, NotSentError
+from chatpool import DEFAULT_MODEL, ChatPool, JournalError, NotSentError
 from chatpool._files.batch_format import Key, digest_of, is_answer, key_of, line_of, parse_head, parse_line, result_of
 from chatpool._protocol.requests import CHAT_PATH, BatchRequest
 from chatpool.journal import Journal
@@ -114,8 +114,8 @@ def test_resumed_results_are_complete(server, pool, path):
         assert getattr(after, name) == getattr(before, name), name
     assert after.attempts == 2
     assert after.elapsed == pytest.approx(before.elapsed, abs=1e-5)
-    assert "1 of them was in the journal already" in answers.summary()
-    assert "requests: 1, of them 0 retries" in answers.summary()
+    assert "(1 resumed)" in answers.summary()
+    assert "requests: 1, 0 retries" in answers.summary()
 
 
 def test_failed_prompts_are_sent_again_and_the_last_line_counts(server, pool, path):
@@ -173,7 +173,7 @@ def test_cancelled_calls_are_not_written(server, pool, path):
 
 def digest(prompt, **fields):
     messages = [{"role": "user", "content": prompt}]
-    return digest_of("/v1/chat/completions", {"messages": messages, "model": "gpt-4o-mini", **fields})
+    return digest_of("/v1/chat/completions", {"messages": messages, "model": DEFAULT_MODEL, **fields})
 
 
 def test_line_is_written_before_the_result_is_returned(server, pool, path):

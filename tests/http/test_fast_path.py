@@ -9,7 +9,7 @@ import requests
 
 import chatpool._http.pools
 from chatpool import ChatPool
-from chatpool._http.fast_path import build_head, is_enabled, receive
+from chatpool._http.fast_path import build_head, is_enabled, receive_rest
 from chatpool.testing import FakeChatServer, Raw
 
 BODY = b'{"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}]}'
@@ -69,14 +69,13 @@ def test_simple_replies_are_read_here_and_others_are_not():
     """Of the others no byte is lost."""
     simple = {"plain", "no reason", "many headers", "connection: close", "400", "302", "bytes beyond"}
     for kind, raw in REPLIES.items():
-        pieces = iter([raw])
-        reply = receive(lambda size, pieces=pieces: next(pieces, b""))
+        reply = receive_rest(raw, lambda size: b"")
         assert (reply != raw) is (kind in simple), kind
         assert reply == raw or reply.is_last is (kind in {"connection: close", "bytes beyond"}), kind
 
 
 def test_headers_of_one_name_are_joined():
-    reply = receive(lambda size: REPLIES["many headers"])
+    reply = receive_rest(REPLIES["many headers"], lambda size: b"")
     assert reply.headers["X-A"] == "1, 2"
     assert reply.headers["X-Request-Id"] == "r1"
 

@@ -269,3 +269,40 @@ def test_finished_call_keeps_no_pool_alive(server):
     gone = weakref.ref(pool._engine())
     del pool
     assert wait_until(lambda: gone() is None)
+
+
+# Requests that chatpool stopped waiting for.
+
+
+@pytest.mark.parametrize("fault", SILENT)
+def test_at_most_two_attempts_of_a_prompt_end_at_the_read_limit(server, fault):
+    """Each may be charged for; both are counted."""
+    server.script("sick", Reply("x" * 500, fault=fault))
+    with ChatPool(2, base_url=server.url, timeout=(2, 0.2), max_wait=0.01) as pool:
+        answers = pool.map(["sick", "well"])
+    (failure,) = answers.failures
+    assert type(failure.error) is APITimeoutError
+    assert (failure.attempts, failure.unanswered) == (2, 2)
+    assert server.count("sick") == 2
+    assert "stopped waiting for 2, which may be charged" in answers.summary()
+
+
+def test_other_failures_may_follow_one_read_timeout(server):
+    server.script("sick", Reply(fault="stall"), Reply(status=500), Reply(status=500), Reply("well"))
+    with ChatPool(2, base_url=server.url, timeout=(2, 0.2), max_wait=0.01) as pool:
+        (result,) = pool.map(["sick"]).results
+    assert (result.value, result.attempts, result.unanswered) == ("well", 4, 1)
+
+
+def test_request_in_flight_at_the_deadline_is_unanswered(server):
+    """One that was never sent is not, nor one that was answered with an error."""
+    server.script("stalls", Reply(fault="stall"))
+    server.script("fails", Reply(status=400))
+    with ChatPool(1, base_url=server.url) as pool:
+        results = pool.map(["fails", "stalls", "never sent"], deadline=0.5).results
+    assert [result.unanswered for result in results] == [0, 1, 0]
+
+
+def test_connection_that_is_refused_is_not_unanswered():
+    with ChatPool(1, base_url="http://127.0.0.1:9/v1", max_tries=2, max_wait=0.01) as pool:
+        assert pool.map(["a"]).results[0].unanswered == 0

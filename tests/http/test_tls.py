@@ -176,9 +176,10 @@ def test_pools_with_other_certificates_have_other_contexts(tls_server, authority
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="openssl is not installed")
-def test_folder_of_authorities(tls_server, bundle, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["REQUESTS_CA_BUNDLE", "SSL_CERT_DIR"])
+def test_folder_of_authorities(tls_server, bundle, name, tmp_path, monkeypatch):
     subprocess.run(["openssl", "rehash", str(tmp_path)], check=True)
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path))
+    monkeypatch.setenv(name, str(tmp_path))
     with ChatPool(4, base_url=tls_server.url) as pool:
         assert pool.map(["a"] * 20) == ["a"] * 20
 
@@ -284,6 +285,22 @@ def test_certificate_for_another_name(authority, bundle, monkeypatch):
     assert error.code == "certificate_verify_failed"
     assert "base_url" in str(error)
     assert {type(result.error) for result in answers.results} == {APIConnectionError, NotSentError}
+
+
+@pytest.mark.parametrize(("name", "code"), [("localhost", None), ("elsewhere.test", "certificate_verify_failed")])
+def test_name_that_a_users_adapter_asks_for(tls_server, bundle, name, code):
+    """urllib3 compares it with the certificate itself, in a context of the connection's own."""
+
+    class Adapter(requests.adapters.HTTPAdapter):
+        def init_poolmanager(self, *args, **kwargs):
+            super().init_poolmanager(*args, assert_hostname=name, **kwargs)
+
+    with requests.Session() as session:
+        session.mount("https://", Adapter())
+        session.verify = bundle
+        with ChatPool(1, base_url=tls_server.url, session=session, max_tries=1) as pool:
+            result = pool.map(["a"]).results[0]
+    assert (result.error and result.error.code) == code
 
 
 # Replies that come before the whole request was read.

@@ -141,7 +141,7 @@ def run(folder, server, *options):
 def test_command_resumes_an_incomplete_run(server, tmp_path):
     """The first run may send 200 requests, the second one sends the rest: one request for each question."""
     (tmp_path / "prompts.txt").write_text("\n".join(QUESTIONS))
-    first = run(tmp_path, server, "--max-requests", "200")
+    first = run(tmp_path, server, "--request-budget", "200")
     assert first.returncode == 1, first.stderr
     assert sum(count_requests(server).values()) == 200
     second = run(tmp_path, server)

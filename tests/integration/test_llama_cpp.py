@@ -105,7 +105,7 @@ def test_command_gets_answers(llama_cpp, tmp_path):
     """A second run sends nothing."""
     (tmp_path / "prompts.txt").write_text("\n".join(f"prompt {number}" for number in range(100)))
     keys = {"OPENAI_API_KEY": "sk-test", "OPENAI_BASE_URL": llama_cpp.api}
-    for line in ("100 answered, 0 failed", "requests: 0"):
+    for line in ("100 answered (100 resumed), 0 failed", "requests: 0"):
         done = chatpool(tmp_path, "run", "prompts.txt", "-o", "answers.jsonl", "--param", "max_tokens=4", **keys)
         assert done.returncode == 0, done.stderr
         assert line in done.stderr

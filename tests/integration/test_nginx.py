@@ -129,7 +129,7 @@ def test_connections_closed_while_idle_are_replaced(gateway, tmp_path):
         ("location / { return 503; }", InternalServerError, 503, 3),
         ("location / { return 307 https://elsewhere.example/; }", APIStatusError, 307, 1),
         ("default_type text/html; location / { return 200 '<html>Sign in</html>'; }", InvalidResponseError, 200, 3),
-        ("location / { return 204; }", APIStatusError, 204, 1),
+        ("location / { return 204; }", InvalidResponseError, 204, 3),
         (
             "location /v1/chat/ { return 444; }",
             APIConnectionError,

@@ -6,16 +6,19 @@ import json
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from chatpool import (
     Answers,
+    APITimeoutError,
     AuthenticationError,
     ChatResult,
     ConfigurationError,
     InternalServerError,
     NotSentError,
+    RateLimitError,
     Usage,
 )
 from chatpool.testing import Reply
@@ -55,39 +58,72 @@ def test_failures_and_usage():
 
 def test_summary():
     assert ANSWERS.summary().splitlines() == [
-        "4 prompts: 2 answered, 2 failed in 2.0 s (60 answers a minute)",
-        "  2 × InternalServerError 503 busy, e.g. prompt 1: 503: busy (request id r)",
-        "requests: 8, of them 4 retries; truncated answers: 1",
-        "tokens: 2 in, 4 out, 6 total",
-        "seconds an answer: median 1.00, 95th percentile 1.00",
-        "bottleneck: max_workers=2 (time spent waiting, summed over calls: back-off after failures 1.5 s)",
+        "4 prompts: 2 answered, 2 failed in 2.0 s (60 a minute)",
+        "requests: 8, 4 retries; tokens: 2 in, 4 out, 6 total; truncated answers: 1",
+        "median 1.00 s, p95 1.00 s; bottleneck: max_workers=2",
+        "  2 × InternalServerError 503 busy, e.g. prompt 1 (r): 503: busy",
     ]
 
 
 def test_summary_uses_the_singular_for_one():
     summary = Answers([good(0, attempts=2)], resumed=[]).summary()
     assert "1 prompt: 1 answered, 0 failed" in summary
-    assert "requests: 2, of them 1 retry;" in summary
-    assert "1 of them was in the journal already" in Answers([good(0)], resumed=[0]).summary()
+    assert "requests: 2, 1 retry;" in summary
+
+
+def test_summary_counts_resumed_answers_apart():
+    """Their requests and tokens were paid for by an earlier run, and their times are its own."""
+    summary = Answers([good(0, elapsed=99, attempts=9), good(1, elapsed=0.5)], wall=60.0, resumed=[0]).summary()
+    assert summary.splitlines()[:3] == [
+        "2 prompts: 2 answered (1 resumed), 0 failed in 60.0 s (1 a minute)",
+        "requests: 1, 0 retries; tokens: 1 in, 2 out, 3 total",
+        "median 0.50 s, p95 0.50 s; bottleneck: nothing",
+    ]
+
+
+def test_summary_counts_requests_that_may_be_charged_without_an_answer():
+    late = replace(bad(0, outage()), unanswered=2)
+    assert "requests: 4, 2 retries; stopped waiting for 3, which may be charged" in " ".join(
+        Answers([late, replace(late, index=1, attempts=2, unanswered=1)]).summary().split()
+    )
 
 
 def test_summary_of_nothing():
     assert "0 prompts: 0 answered, 0 failed" in Answers([]).summary()
-    assert "none was answered" in Answers([]).summary()
+    assert "no new answer" in Answers([]).summary()
 
 
-def test_summary_truncates_long_messages():
-    summary = Answers([bad(0, InternalServerError("x" * 1000 + "\nsecond line"))]).summary()
-    assert max(len(line) for line in summary.splitlines()) < 250
+KINDS = [RateLimitError, InternalServerError, NotSentError, AuthenticationError, APITimeoutError]
+
+
+@pytest.mark.parametrize("kinds", range(6))
+@pytest.mark.parametrize("resumed", [0, 5])
+def test_summary_fits_five_lines_of_80_columns(kinds, resumed):
+    """With millions of tokens, and however many kinds of failures there are; each of the first is shown."""
+    usage = Usage(123_456_789, 98_765_432, 222_222_221)
+    answers = [replace(good(index, reason="length"), usage=usage, unanswered=1000) for index in range(100)]
+    failures = [
+        bad(100 + index, KINDS[index](f"{'a long message ' * 40}\nsecond line", status_code=500 + index))
+        for index in range(kinds)
+    ]
+    cause = "the server's rate limit (cool-down)"
+    summary = Answers([*answers, *failures], wall=98765.4, limited_by=cause, resumed=range(resumed)).summary()
+    lines = summary.splitlines()
+    assert len(lines) <= 5
+    assert max(map(len, lines)) <= 80
+    assert cause in summary
+    assert (KINDS[0].__name__ in summary) == (kinds > 0)
+
+
+def test_summary_counts_the_failures_that_it_does_not_show():
+    failures = [bad(index, kind("message", status_code=index)) for index, kind in enumerate(KINDS)]
+    assert Answers(failures).summary().splitlines()[-1] == "  4 × other errors, see answers.failures"
 
 
 def test_summary_escapes_control_characters():
     """It is printed to terminals, and a server or a journal chose the message."""
     error = InternalServerError("\x1b[2Jbad \u202e", code="\x9b", request_id="\x07")
-    assert (
-        r"InternalServerError \x9b, e.g. prompt 0: \x1b[2Jbad \u202e (request id \x07)"
-        in Answers([bad(0, error)]).summary()
-    )
+    assert r"InternalServerError \x9b, e.g. prompt 0 (\x07): \x1b[2Jbad \u202e" in Answers([bad(0, error)]).summary()
 
 
 def test_raise_for_failures_raises_the_first_with_its_fields():

@@ -8,7 +8,7 @@ import re
 import pytest
 import requests
 
-from chatpool import ChatPool, ConfigurationError
+from chatpool import DEFAULT_MODEL, ChatPool, ConfigurationError
 
 URL = "http://127.0.0.1:9/v1"
 SECRET = "sk-secret-1234567890"
@@ -83,6 +83,46 @@ def test_key_and_base_url_come_from_the_environment(server, monkeypatch):
     assert server.requests[0].headers["authorization"] == f"Bearer {SECRET}"
 
 
+def test_model_comes_from_the_environment_unless_it_is_given(server, monkeypatch):
+    """From OPENAI_MODEL, where it is not empty; else the default."""
+    for value, given, expected in [
+        ("local", None, "local"), ("local", "mine", "mine"), (" ", None, DEFAULT_MODEL), (None, None, DEFAULT_MODEL),
+    ]:  # fmt: skip
+        if value is None:
+            monkeypatch.delenv("OPENAI_MODEL")
+        else:
+            monkeypatch.setenv("OPENAI_MODEL", value)
+        with ChatPool(base_url=server.url, model=given) as pool:
+            pool.ask("a")
+        assert server.requests[-1].body["model"] == expected
+
+
+UNKNOWN = {
+    "an old name of a budget": ("map", "max_requests", r"map\(\) .* max_requests: it is called request_budget now"),
+    "the length of one answer": ("map", "max_tokens", r'token_budget now; .* params=\{"max_tokens": …\}'),
+    "a field of the body": ("map", "temperature", r'field of the request body: pass params=\{"temperature": …\}'),
+    "a field of the body in imap": ("imap", "top_p", r'params=\{"top_p": …\}'),
+    "a field of the body in ask": ("ask", "temperature", r'ask\(\) .* params=\{"temperature": …\}'),
+    "the length of an answer in submit": ("submit", "max_tokens", r'params=\{"max_tokens": …\}'),
+    "a slip": ("map", "jurnal", r"did you mean journal\?"),
+    "nothing alike": ("map", "xyz", r"map\(\) has no argument xyz$"),
+}
+
+
+@pytest.mark.parametrize("case", UNKNOWN)
+def test_unknown_arguments_are_explained(case, server, pool):
+    """A TypeError names the argument that was meant, or params=; nothing is sent."""
+    method, name, message = UNKNOWN[case]
+    with pytest.raises(TypeError, match=message):
+        getattr(pool, method)(["a"], **{name: 1})
+    assert server.requests == []
+
+
+def test_body_fields_are_no_settings_of_a_pool():
+    with pytest.raises(TypeError, match=r'params=\{"temperature": …\}'):
+        ChatPool(base_url=URL, temperature=0)
+
+
 def test_explicit_credentials_replace_the_key_of_the_environment(server, monkeypatch):
     """With Azure's api-key header, OpenAI's key from the environment is not sent."""
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
@@ -120,7 +160,7 @@ def test_base_url(server, base, path):
 def test_repr_shows_settings_and_no_secret():
     """A pool's repr contains neither the key, nor the headers, nor the query of its URL."""
     pool = ChatPool(3, base_url=f"https://host/v1?sig={SECRET}", api_key=SECRET, headers={"api-key": SECRET})
-    assert repr(pool) == "ChatPool(max_workers=3, model='gpt-4o-mini', base_url='https://host/v1')"
+    assert repr(pool) == "ChatPool(max_workers=3, model='gpt-6-luna', base_url='https://host/v1')"
     assert SECRET not in repr(pool._settings)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import json
 import random
+import sys
 import threading
 
 import pytest
@@ -244,13 +245,48 @@ def test_answer_that_never_parses(server, make_pool):
 def test_other_errors_of_parse_are_the_callers_and_are_raised(server, pool):
     """A bug is no failed call."""
     server.script("c", Reply("c", delay=0.2))
-    with pytest.raises(KeyError, match="missing") as caught:
-        pool.map(["a", "b", "c"], parse=lambda text: {"a": 1, "b": 2}[text] if text != "c" else {}["missing"])
+    with pytest.raises(ZeroDivisionError) as caught:
+        pool.map(["a", "b", "c"], parse=lambda text: {"a": 1, "b": 2}[text] if text != "c" else 1 / 0)
     assert caught.value.prompt_index == 2
     assert caught.value.answers == [1, 2, None]
     with pytest.raises(TypeError, match="retry takes what map returned"):
         pool.retry(["a"])
     assert pool.map(["a"]) == ["a"]
+
+
+BAD_ANSWERS = {
+    "a field that is missing": ('{"lable": "red"}', lambda text: json.loads(text)["label"], "KeyError"),
+    "an item that is missing": ("[]", lambda text: json.loads(text)[0], "IndexError"),
+    "a number for an object": ("7", lambda text: json.loads(text)["label"], "TypeError"),
+    "a list for an object": ("[]", lambda text: json.loads(text).get("label"), "AttributeError"),
+    "a value that is refused": ("x", int, "ValueError"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ANSWERS)
+def test_an_answer_of_another_shape_is_a_bad_answer(case, server, make_pool):
+    """It is asked for again; the other prompts are answered."""
+    bad, parse, name = BAD_ANSWERS[case]
+    good = {"int": "1"}.get(getattr(parse, "__name__", ""), '{"label": "red"}' if "item" not in case else "[1]")
+    server.script("bad at first", Reply(bad), Reply(good))
+    server.script("bad", Reply(bad))
+    answers = make_pool(max_tries=2).map(["bad at first", "bad"], parse=parse)
+    assert answers[0] == parse(good)
+    (failure,) = answers.failures
+    assert type(failure.error) is ParseError
+    assert failure.error.code == name
+    assert failure.attempts == 2
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="exceptions have no notes")
+def test_bug_in_parse_shows_prompt_answer_and_results_in_its_notes(server, make_pool):
+    server.script("b", Reply("the answer is\n" + "x" * 500, delay=0.2))
+    with pytest.raises(ZeroDivisionError) as caught:
+        make_pool().map(["a", "b"], parse=lambda text: text if text == "a" else 1 / 0)
+    about_prompt, about_answers = caught.value.__notes__
+    assert "for prompt 1; its answer begins with 'the answer is xxx" in about_prompt
+    assert len(about_prompt) < 200
+    assert about_answers == "chatpool: 1 of 2 prompts done, with results in .answers; journal=FILE lets a run resume"
 
 
 def test_parse_sees_the_callers_context_variables(pool):

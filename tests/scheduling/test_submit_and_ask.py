@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import Future, as_completed
+from contextlib import suppress
 
 import pytest
 
 from chatpool import (
+    CallError,
     ChatPool,
     ChatResult,
+    ConfigurationError,
+    DeadlineError,
     InternalServerError,
     NotSentError,
 )
@@ -149,3 +154,76 @@ def test_chain_of_submits_in_callbacks_does_not_nest(server, pool):
     pool.submit("0").add_done_callback(step)
     assert over.wait(20)
     assert done == [str(number) for number in range(500)]
+
+
+# The deadline.
+
+
+@pytest.mark.parametrize("way", ["ask", "submit"])
+def test_deadline_counts_from_the_call(server, make_pool, way):
+    """With the only worker busy for long, the time in the queue counts."""
+    server.script("slow", Reply("slow", delay=30))
+    pool, began = make_pool(1), time.monotonic()
+    pool.submit("slow")
+    assert wait_until(lambda: server.count("slow") == 1)
+    error = error_of(pool, way, "late", deadline=0.3)
+    assert type(error) is DeadlineError
+    assert time.monotonic() - began < 5
+    assert server.count("late") == 0
+
+
+@pytest.mark.parametrize("way", ["ask", "submit"])
+def test_deadline_ends_a_request_in_flight(server, pool, way):
+    server.script("stalls", Reply(fault="stall"))
+    assert type(error_of(pool, way, "stalls", deadline=0.3)) is DeadlineError
+    assert pool.ask("next", deadline=20) == "next"
+
+
+@pytest.mark.parametrize("way", ["ask", "submit"])
+def test_deadline_ends_a_back_off(server, pool, way):
+    """Its cause is the last failure."""
+    server.script("fails", Reply(status=500, headers={"retry-after": "20"}))
+    with ChatPool(1, base_url=server.url) as patient:
+        error = error_of(patient, way, "fails", deadline=0.5)
+    assert type(error) is DeadlineError
+    assert type(error.__cause__) is InternalServerError
+
+
+def test_ten_threads_that_ask_two_workers_are_all_done_by_their_deadline(server, make_pool):
+    """Each answer takes longer than the deadline allows for ten in a row."""
+    pool = make_pool(2)
+    server.script("slow", Reply("slow", delay=0.4))
+    took = []
+
+    def ask():
+        began = time.monotonic()
+        with suppress(DeadlineError):
+            pool.ask("slow", deadline=1.0)
+        took.append(time.monotonic() - began)
+
+    threads = [threading.Thread(target=ask) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(took) == 10
+    assert max(took) < 1.0 + GRACE
+
+
+GRACE = 0.5  # seconds, for a busy machine
+
+
+def error_of(pool, way, prompt, **settings):
+    if way == "submit":
+        return pool.submit(prompt, **settings).result(20).error
+    try:
+        pool.ask(prompt, **settings)
+    except CallError as error:
+        return error
+    return None
+
+
+def test_deadline_is_checked(pool):
+    for way in (pool.ask, pool.submit):
+        with pytest.raises(ConfigurationError, match="deadline must be a number of seconds"):
+            way("a", deadline=-1)

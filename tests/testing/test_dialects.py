@@ -43,7 +43,7 @@ MEANINGS = {
     "groq_bad_json": (BAD, "json_validate_failed", None),
     "groq_no_capacity": (STATUS, "capacity_exceeded", None),
     "deepseek_broken_off": (INVALID, "broken_off", None),
-    "deepseek_no_balance": (QUOTA, "unknown_error", None),
+    "deepseek_no_balance": (QUOTA, "invalid_request_error", None),
     "deepseek_reasoning": "42",
     "xai_wrong_key": (BAD, "Client specified an invalid argument", None),
     "xai_rate_limit": (LIMIT, "Some resource has been exhausted", None),

@@ -19,11 +19,13 @@ from chatpool.errors import (
 
 from .dialects import (
     BAD_KEY,
+    BAD_REQUEST,
     FILTERED,
     IN_FLIGHT,
     OVERLOADED,
     PATH_WORDS,
     RATE,
+    SERVER,
     SPENT,
     STATUS_OF,
     TOO_LARGE,
@@ -77,7 +79,9 @@ def fail_without_json(reply: Reply) -> NoReturn:
 def _fail_as(reply: Reply, status: int, error: ErrorBody, meaning: str | None = None) -> NoReturn:
     message = error.message or reply.text() or "the reply is empty"
     found = code_meaning(error.names, _host(reply))
-    code = found[1] if found else next((name for name in error.names if name != str(status)), None)
+    code = next((name for name in error.names if name != str(status)), None)
+    if found and found[0] not in (BAD_REQUEST, SERVER):  # a general type says less than the server's own code
+        code = found[1]
     meaning = found[0] if found else meaning
     if status in (404, 405) and code is None:
         message = _wrong_path(reply, error, message)
