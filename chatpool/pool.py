@@ -24,6 +24,7 @@ from ._protocol.settings import (
     DEFAULT_MAX_WAIT,
     DEFAULT_MAX_WORKERS,
     DEFAULT_TIMEOUT,
+    ApiKey,
     Timeout,
     check_deadline,
     check_hook,
@@ -57,7 +58,10 @@ class ChatPool:
 
     ``max_workers``: calls in flight at most, over all uses of this pool. Default 20.
     ``model``: the model's name. Default: the environment variable ``OPENAI_MODEL``, else ``DEFAULT_MODEL``.
-    ``api_key``: default: the environment variable ``OPENAI_API_KEY``. A server other than OpenAI's may need none.
+    ``api_key``: default: the environment variable ``OPENAI_API_KEY``. A server other than OpenAI's may need none. A
+    function that returns a key is called, in a thread of its own, when there is none yet, and when a 401 shows that it
+    has expired: once for all calls, and at no cost of a try. If it raises an exception, or takes longer than 30 s, the
+    calls fail with AuthenticationError.
     ``base_url``: default: ``OPENAI_BASE_URL``, else OpenAI's. May have a query string, such as Azure's api-version.
     ``system``: a system message put before every prompt that is a str.
     ``params``: body parameters of every call, such as ``{"temperature": 0, "max_tokens": 200}``.
@@ -88,7 +92,7 @@ class ChatPool:
         max_workers: int = DEFAULT_MAX_WORKERS,
         *,
         model: str | None = None,
-        api_key: str | None = None,
+        api_key: ApiKey | None = None,
         base_url: str | None = None,
         system: str | None = None,
         params: _Params | None = None,

@@ -42,6 +42,7 @@ STARTS_THREADS = {
     "_scheduling/workers",
     "_scheduling/callbacks",
     "_scheduling/preload",
+    "_http/keys",
     "_http/resolver",
     "_files/sync",
     "_testing/server",

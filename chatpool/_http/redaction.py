@@ -11,6 +11,7 @@ from urllib.parse import unquote_plus, urlsplit
 
 _CREDENTIAL_NAME = "(?i)auth|key|token|secret|password|cookie|sig"
 _SHORTEST_SECRET = 8  # characters; to redact shorter ones would redact words
+_MOST_SECRETS = 20  # of keys that are renewed, the latest
 
 
 class Redactor:
@@ -18,6 +19,11 @@ class Redactor:
 
     def __init__(self, secrets: list[str]) -> None:
         self._secrets = secrets
+
+    def add(self, secret: str) -> None:
+        """Replace one more secret; a list that other threads iterate is replaced, not changed."""
+        if secret not in self._secrets:
+            self._secrets = [*self._secrets, secret][-_MOST_SECRETS:]
 
     def __call__(self, text: str) -> str:
         for secret in self._secrets:

@@ -29,6 +29,7 @@ from .environment import find_route, resolve_environment
 from .failures import causes, forget_frames, is_of_the_wire, judge_failure, proxy_refusal
 from .fast_path import FastResponse, copy_headers
 from .framing import MAX_BODY, BodyTooLarge, MalformedReply
+from .keys import KeySource
 from .pools import PoolAdapter, use_our_pools
 from .redaction import Redactor, redact_urllib3_log, secrets_in, secrets_of_query
 from .repeats import RepeatedReply
@@ -77,6 +78,8 @@ class Transport:
         self.session = _new_session() if session is None else session
         self._mount(settings)
         self._user_agent = user_agent
+        self._keys = None if settings.ask_key is None else KeySource(settings.ask_key)
+        self._has_key = bool(settings.api_key or settings.ask_key)
         in_query = secrets_of_query(settings.base_url)
         self.redact = Redactor(settings.secrets + in_query)
         self._templates = {CHAT_PATH: self._prepare_template(CHAT_PATH)}
@@ -90,7 +93,7 @@ class Transport:
             "timeout": (settings.connect_timeout, settings.read_timeout),
         }
         self._route = find_route(settings.chat_url, settings.shown_url, self._options["proxies"])
-        self._auth_each_time = None if settings.api_key or self._is_own else self.session.auth
+        self._auth_each_time = None if self._has_key or self._is_own else self.session.auth
         _warn_of_plain_http(settings)
 
     def close(self) -> None:
@@ -109,9 +112,12 @@ class Transport:
 
     def send(self, path: str, payload: bytes, scope: CancelScope) -> Reply:
         """Send a request and read the whole reply; raise the CallError that says why there is none."""
+        scope.set_timeout("connect", self._settings.connect_timeout + self._settings.read_timeout)
         request = self._request(path, payload)
         failure: CallError | None = None
-        scope.set_timeout("connect", self._settings.connect_timeout + self._settings.read_timeout)
+        if self._keys is not None:
+            self._sign(request, self._keys.key(scope))
+            scope.set_timeout("connect", self._settings.connect_timeout + self._settings.read_timeout)
         outer = vars(current).copy()  # empty, unless a Session's hook uses another pool in the middle of a request
         current.scope, current.settings, current.look_up = scope, self._settings, self._look_up
         current.asked, current.is_repeated = zlib.crc32(payload), False
@@ -135,7 +141,13 @@ class Transport:
             raise scope.error or scope.timeout_error()
         if failure is not None:
             raise failure
+        if self._keys is not None and reply.status != 401:
+            self._keys.accepted()
         return reply
+
+    def renew_key(self, scope: CancelScope) -> bool:
+        """Return whether there is another key than the one that the server has just rejected in this thread."""
+        return self._keys is not None and self._keys.renew(scope)
 
     def _mount(self, settings: Settings) -> None:
         """Replace requests' own adapter by ours; the user's own kind of adapter stays."""
@@ -161,7 +173,7 @@ class Transport:
         headers = {"Accept": "application/json", "Accept-Encoding": "identity", "Content-Type": "application/json"}
         if self._is_own:
             headers["User-Agent"] = self._user_agent
-        auth = None if self.session.auth and not settings.api_key else _Bearer(settings.api_key)
+        auth = None if self.session.auth and not self._has_key else _Bearer(settings.api_key)
         request = requests.Request("POST", settings.url_for(path), headers={**headers, **settings.headers}, auth=auth)
         try:
             prepared = self.session.prepare_request(request)
@@ -182,6 +194,11 @@ class Transport:
         if self._auth_each_time is not None:  # it may sign the body
             request.prepare_auth(self._auth_each_time, request.url or "")
         return request
+
+    def _sign(self, request: requests.PreparedRequest, key: str) -> None:
+        """Put a key that the callable returned into a request, and redact it from now on."""
+        request.headers["Authorization"] = f"Bearer {key}"
+        self.redact.add(key)
 
     def _read(self, response: requests.Response) -> Reply:
         """Read the reply: all of an answer, of an error's body as much as can be had."""
@@ -215,7 +232,7 @@ def _new_session() -> requests.Session:
 
 
 def _warn_of_plain_http(settings: Settings) -> None:
-    if settings.secrets and settings.base_url.startswith("http://") and not settings.is_loopback:
+    if (settings.secrets or settings.ask_key) and settings.base_url.startswith("http://") and not settings.is_loopback:
         warnings.warn(
             f"the API key goes over plain http to {settings.shown_url}; anyone on the way can read it: use https",
             stacklevel=2,

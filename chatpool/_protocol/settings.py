@@ -25,8 +25,10 @@ DEFAULT_MAX_WAIT = 60.0  # seconds
 
 _CREDENTIAL_HEADERS = frozenset({"authorization", "api-key", "x-api-key"})
 _CHAT = "/chat/completions"
+_OR_CALLABLE = {"api_key": " or a function that returns one"}
 
 Timeout = Union[float, tuple[float, float]]
+ApiKey = Union[str, Callable[[], str]]
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Settings:
     max_workers: int
     model: str
     api_key: str | None = field(repr=False)
+    ask_key: Callable[[], str] | None = field(repr=False)  # a callable in place of a key
     key_is_from_environment: bool
     has_own_auth: bool  # the user's Session or headers contain credentials
     base_url: str = field(repr=False)
@@ -88,7 +91,7 @@ def make_settings(
     *,
     max_workers: int,
     model: str | None,
-    api_key: str | None,
+    api_key: ApiKey | None,
     base_url: str | None,
     system: str | None,
     params: Mapping[str, Any] | None,
@@ -112,7 +115,8 @@ def make_settings(
     settings = Settings(
         max_workers=_check_count("max_workers", max_workers),
         model=_check_text("model", _find_model(model)),
-        api_key=None if api_key is None else _check_key("api_key", api_key),
+        api_key=None if api_key is None or callable(api_key) else check_key("api_key", api_key),
+        ask_key=api_key if callable(api_key) else None,
         key_is_from_environment=api_key is None and not has_own_auth,
         has_own_auth=has_own_auth,
         base_url=url,
@@ -137,8 +141,8 @@ def find_key(settings: Settings) -> Settings:
     """
     key = settings.api_key
     if settings.key_is_from_environment:
-        key = _check_key("OPENAI_API_KEY", os.environ.get("OPENAI_API_KEY", ""))
-    elif settings.has_own_auth:
+        key = check_key("OPENAI_API_KEY", os.environ.get("OPENAI_API_KEY", ""))
+    elif settings.has_own_auth or settings.ask_key is not None:
         return settings
     if key is None and urlsplit(settings.base_url).hostname == urlsplit(DEFAULT_BASE_URL).hostname:
         raise ConfigurationError(
@@ -190,9 +194,10 @@ def _find_model(model: str | None) -> str:
     return model if model is not None else os.environ.get("OPENAI_MODEL", "").strip() or DEFAULT_MODEL
 
 
-def _check_key(name: str, key: str) -> str | None:
+def check_key(name: str, key: str) -> str | None:
+    """Return a key without white space around it, None if it is empty; raise ConfigurationError for an invalid one."""
     if not isinstance(key, str):
-        raise ConfigurationError(f"{name} must be a str, not {type(key).__name__}")
+        raise ConfigurationError(f"{name} must be a str{_OR_CALLABLE.get(name, '')}, not {type(key).__name__}")
     key = key.strip()
     if key[:7].lower() == "bearer ":
         raise ConfigurationError(f"{name} must be the key alone, without 'Bearer ' before it")

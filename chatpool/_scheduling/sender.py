@@ -148,18 +148,19 @@ class Sender:
         """Return the error that ends the call. Raises Postponed if there is to be another attempt."""
         settings, now = self._settings, time.monotonic()
         call.note_failure(error, now)
+        try:
+            has_new_key = _is_401(error) and self._transport.renew_key(call.scope)
+        except AuthenticationError as no_key:
+            return no_key
         rejected = isinstance(error, RateLimitError)
         # A rate limit costs no try as long as other calls are answered: it shows only that there are many.
-        call.tries += not (rejected and self._limits.answers > call.answers_before)
-        stray = self._is_stray(call, error)
-        if call.job.is_cancelled or not (is_transient(error) or stray):
-            return error
-        if call.tries >= settings.max_tries or call.attempts >= _MOST_SENDS * settings.max_tries:
-            return error
-        if call.read_timeouts >= _MOST_READ_TIMEOUTS:
-            return error
+        is_free = has_new_key or (rejected and self._limits.answers > call.answers_before)
+        call.tries += not is_free
         # A stray 401 at once, before other prompts meet a key that may have been revoked.
-        wait = 0.0 if stray else delay_before_retry(error, call.tries, settings.max_wait)
+        at_once = has_new_key or self._is_stray(call, error)
+        if not (is_transient(error) or at_once) or self._is_last(call):
+            return error
+        wait = 0.0 if at_once else delay_before_retry(error, call.tries, settings.max_wait)
         if wait > settings.max_wait:
             return error
         delay = 0.0 if rejected else wait  # the limits hold all calls back for that long
@@ -172,11 +173,21 @@ class Sender:
             call.job.on_retry(Retry(call.index, call.request.prompt, call.attempts, error, wait))
         return back_off(delay)
 
+    def _is_last(self, call: Call) -> bool:
+        """Whether a call may make no other attempt, whatever its error."""
+        most = self._settings.max_tries
+        is_spent = call.tries >= most or call.attempts >= _MOST_SENDS * most
+        return is_spent or call.read_timeouts >= _MOST_READ_TIMEOUTS or call.job.is_cancelled
+
     def _is_stray(self, call: Call, error: CallError) -> bool:
         """Whether a 401 may be a gateway's mistake: the key was accepted before, and this call had no other 401."""
         name = type(error).__name__
         is_first = sum(attempt.error == name for attempt in call.timeline) == 1
         return isinstance(error, AuthenticationError) and self._limits.answers > 0 and is_first
+
+
+def _is_401(error: CallError) -> bool:
+    return isinstance(error, AuthenticationError) and error.status_code == 401
 
 
 def _describe(error: CallError) -> str:

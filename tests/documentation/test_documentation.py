@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -142,6 +143,11 @@ ARRIVES = {
         "api-key": "KEY",
         "authorization": None,
     },
+    "Azure OpenAI, Entra ID": {
+        "path": f"/openai/v1{CHAT}",
+        "authorization": "Bearer a-token-for-https://ai.azure.com/.default",
+        "model": "DEPLOYMENT",
+    },
     "OpenRouter": {
         "path": f"/api/v1{CHAT}",
         "authorization": "Bearer sk-or-v1-KEY",
@@ -172,8 +178,14 @@ def test_settings_of_a_provider(server, name, monkeypatch):
         monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
         assert "base_url='https://api.openai.com/v1'" in repr(ChatPool())
         monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    azure = types.SimpleNamespace(
+        DefaultAzureCredential=lambda: "a-token-for-",
+        get_bearer_token_provider=lambda credential, scope: lambda: credential + scope,
+    )
+    monkeypatch.setitem(sys.modules, "azure", types.SimpleNamespace(identity=azure))
+    monkeypatch.setitem(sys.modules, "azure.identity", azure)
     space = {}
-    exec(re.sub(r'"https?://(?!example)[^/"]+', f'"http://127.0.0.1:{server.port}', code), space)
+    exec(re.sub(r'"https?://(?!example|ai.azure)[^/"]+', f'"http://127.0.0.1:{server.port}', code), space)
     with space["pool"] as pool:
         assert pool.ask("ping") == "ping"
     (request,) = server.requests

@@ -44,7 +44,7 @@ BAD = {
     "base_url with a password": ({"base_url": f"http://me:{SECRET}@host/v1"}, "must not contain a user name"),
     "key with a line break inside": ({"api_key": f"{SECRET[:5]}\n{SECRET[5:]}"}, "white space or a line break"),
     "key with a zero-width space": ({"api_key": f"{SECRET}\u200bx"}, "an invalid character; copy the key again"),
-    "key not a str": ({"api_key": 5}, "api_key must be a str"),
+    "key not a str": ({"api_key": 5}, "api_key must be a str or a function"),
     "session of another type": ({"session": object()}, "session must be a requests.Session"),
 }
 
