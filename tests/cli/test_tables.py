@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import os
@@ -296,6 +297,28 @@ def test_parquet_to_parquet(shell):
     assert written.schema.field("prompt_tokens").type == pa.int64()
     assert shell.run("in.parquet", "-o", "out.csv") == 0
     assert [row["n"] for row in rows()] == ["1", "2", ""]
+
+
+@pytest.mark.parametrize("name", ["in.csv", "in.csv.gz", "in.parquet", "in.jsonl", "in.json"])
+def test_long_table(shell, name):
+    """Longer than any buffer, from every kind of file."""
+    prompts = [f"prompt {number} {'x' * (number % 50)}" for number in range(6000)]
+    if name == "in.parquet":
+        pa = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pa.table({"prompt": prompts}), name)
+    elif name.startswith("in.csv"):
+        content = "\n".join(["prompt", *prompts]).encode()
+        shell.write(name, gzip.compress(content) if name.endswith("gz") else content)
+    elif name == "in.json":
+        shell.write(name, json.dumps(prompts))
+    else:
+        shell.write(name, *map(json.dumps, prompts))
+    for output in ["out.csv", *(["out.parquet"] if name == "in.parquet" else [])]:
+        assert shell.run(name, "-o", output) == 0
+    assert [row["answer"] for row in rows()] == prompts
+    if name == "in.parquet":
+        assert parquet.read_table("out.parquet")["answer"].to_pylist() == prompts
 
 
 def test_csv_to_parquet(shell):
