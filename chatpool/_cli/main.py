@@ -126,7 +126,7 @@ def _add_run(commands: Any) -> None:
     add("--dry-run", action="store_true", help="count the calls and tokens, and the prompts already done; send nothing")
     _add_reading_options(add)
     add("--usage", action="store_true", help="add columns for tokens and finish reason to a table")
-    add("--model", help=f"model for chat prompts that name none (default: OPENAI_MODEL, or {DEFAULT_MODEL})")
+    add("--model", help=f"model for prompts that name none (default: OPENAI_MODEL, or {DEFAULT_MODEL})")
     add("--base-url", metavar="URL", help="base URL of the API (default: OPENAI_BASE_URL, or OpenAI's)")
     add("--header", metavar="'NAME: VALUE'", action="append", default=[], type=_header, help="HTTP header; repeat")
     add("--system", metavar="TEXT", help="system message before every prompt that is plain text; may have {COLUMN}s")
@@ -229,7 +229,7 @@ def _run(args: argparse.Namespace) -> int:
     )
     more: dict[str, Any] = {
         "system": args.system if choice.system is None else None,
-        "model": args.model or DEFAULT_MODEL,
+        "model": args.model,
     }
     if args.header:
         more["headers"] = dict(args.header)

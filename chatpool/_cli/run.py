@@ -16,7 +16,7 @@ from typing import Any, Callable, TextIO
 from chatpool._files.batch_format import Key, digest_of
 from chatpool._files.choosing import Choice
 from chatpool._files.compaction import compact
-from chatpool._files.inputs import Input, InputError
+from chatpool._files.inputs import Input, InputError, Item
 from chatpool._files.journal import Journal, JournalView, hash64
 from chatpool._files.tables import Outcome, check_table, is_table, journal_of, outcome_of, write_table
 from chatpool._protocol.request_builder import Request, RequestBuilder
@@ -129,6 +129,7 @@ class Outcomes:
     def __init__(self, options: RunOptions, prompts: Input, repeats: frozenset[int]) -> None:
         self._options, self._prompts, self._repeats = options, prompts, repeats
         self._firsts: dict[int, Key] = {}  # of prompts that are repeated, with --dedupe
+        self._sent = 0  # prompts that were reached, but for those that --dedupe leaves out
         self.unsent = "not sent; run the same command again"
 
     def note(self, result: ChatResult) -> None:
@@ -143,25 +144,29 @@ class Outcomes:
         assert options.journal is not None
         with Journal(options.journal, is_read_only=True) as journal:
             view = JournalView(journal, _digest_of(options), None, repeats=self._repeats)
-            added = write_table(options.output, self._prompts, self._each(view), has_usage=options.usage)
+            self._firsts.clear()
+            self._sent = 0
+            added = write_table(
+                options.output, self._prompts, lambda item: self._of(item, view), has_usage=options.usage
+            )
         if added[:2] != ["answer", "error"]:
             _note(f"the input has such columns already; the new ones of {options.output} are {', '.join(added)}")
 
-    def _each(self, view: JournalView) -> Iterator[Outcome]:
-        sent = 0
-        for item in self._prompts.items():
-            if item.entry is None:
-                yield Outcome(error="no prompt in this row")
-            elif isinstance(item.entry, str):
-                raise InputError(f"{self._prompts.name} has changed: {item.entry}")
-            else:
-                request = self._options.builder.request(sent, item.entry)
-                key, is_first = self._key(view, request)
-                is_over = is_first and self._options.limit is not None and sent >= self._options.limit
-                sent += is_first
-                result = view.read(request, key)
-                reason = f"not sent: beyond --limit {self._options.limit}" if is_over else self.unsent
-                yield Outcome(error=reason) if result is None else outcome_of(result)
+    def _of(self, item: Item, view: JournalView) -> Outcome:
+        """Return the outcome of the next row."""
+        if item.entry is None:
+            return Outcome(error="no prompt in this row")
+        if isinstance(item.entry, str):
+            raise InputError(f"{self._prompts.name} has changed: line {item.line}: {item.entry}")
+        limit = self._options.limit
+        request = self._options.builder.request(self._sent, item.entry)
+        key, is_first = self._key(view, request)
+        is_over = is_first and limit is not None and self._sent >= limit
+        self._sent += is_first
+        result = view.read(request, key)
+        if result is not None:
+            return outcome_of(result)
+        return Outcome(error=f"not sent: beyond --limit {limit}" if is_over else self.unsent)
 
     def _key(self, view: JournalView, request: Request) -> tuple[Key, bool]:
         """Return a request's key in the journal, and whether it is the first of its equals."""

@@ -8,6 +8,7 @@ Source of the format: "The request output object" in OpenAI's API reference for 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -80,8 +81,19 @@ def _response_of(result: ChatResult) -> dict[str, Any] | None:
     if body is None:
         if error is None or status is None or status in _SUCCESS:
             return None
-        body = {"error": {"message": error.body or str(error), "type": None, "param": None, "code": error.code}}
+        body = _load_excerpt(error.body) or {
+            "error": {"message": error.body or str(error), "type": None, "param": None, "code": error.code}
+        }
     return {"status_code": status or 200, "request_id": request_id, "body": body}
+
+
+def _load_excerpt(excerpt: str | None) -> dict[str, Any] | None:
+    """Return the object in the excerpt of an error's body; None if it is cut off, or is not JSON."""
+    for text in (excerpt or "", (excerpt or "").replace("\\n", "\n")):  # line ends are escaped in an excerpt
+        with contextlib.suppress(ValueError, RecursionError):
+            body = json.loads(text, strict=False)
+            return body if isinstance(body, dict) else None
+    return None
 
 
 def _own_fields(result: ChatResult, key: Key, timeline: Sequence[Attempt]) -> dict[str, Any]:

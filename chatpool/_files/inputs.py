@@ -9,7 +9,7 @@ import glob
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Callable, NamedTuple
 
 from chatpool._protocol.requests import BatchRequest
@@ -18,7 +18,7 @@ from chatpool._protocol.summary import plural
 from .choosing import Choice, Chooser, Entry
 from .journal import hash64
 from .kinds import EXTENSIONS, check_text, guess_kind, kind_of_json
-from .rows import CsvRows, JsonDocuments, JsonLines, ParquetRows, Rows, TextRows
+from .rows import CsvRows, JsonDocuments, JsonLines, ParquetRows, Row, Rows, TextRows
 from .sources import InputError as InputError
 from .sources import Source
 from .templates import list_names
@@ -122,12 +122,16 @@ class Input:
     def items(self) -> Iterator[Item]:
         """Yield every row with its request, or the problem with it."""
         for number, rows in enumerate(self.files):
-            problem = self._chooser.start(rows.columns)
-            if problem is not None:
-                yield Item(number, 1, None, problem)
-                continue
-            for row in rows:
-                yield Item(number, row.line, row.value, row.problem or self._chooser.entry(row.value))
+            yield from self.items_of(number, rows)
+
+    def items_of(self, number: int, rows: Iterable[Row]) -> Iterator[Item]:
+        """Yield these rows of a file with their requests. Iterate a file once at a time: it has one position."""
+        problem = self._chooser.start(self.files[number].columns)
+        if problem is not None:
+            yield Item(number, 1, None, problem)
+            return
+        for row in rows:
+            yield Item(number, row.line, row.value, row.problem or self._chooser.entry(row.value))
 
     def notes(self) -> list[str]:
         """Return, after ``check``, what is not sent: columns, and rows without a prompt."""

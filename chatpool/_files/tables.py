@@ -10,14 +10,14 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 from chatpool._protocol.results import ChatResult
 from chatpool.errors import ConfigurationError
 
 from .compaction import replace_file
-from .inputs import Input
-from .rows import CsvRows, ParquetRows, import_parquet
+from .inputs import Input, Item
+from .rows import CsvRows, ParquetRows, Row, import_parquet, rows_of
 
 TABLES = (".csv", ".tsv", ".parquet")
 _JOURNAL_SUFFIX = ".chatpool.jsonl"
@@ -34,6 +34,9 @@ class Outcome(NamedTuple):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     finish_reason: str | None = None
+
+
+OutcomeOf = Callable[[Item], Outcome]
 
 
 def is_table(output: str | None) -> bool:
@@ -69,15 +72,15 @@ def outcome_of(result: ChatResult) -> Outcome:
     return Outcome(answer, error, prompt_tokens, completion_tokens, result.finish_reason)
 
 
-def write_table(output: str, prompts: Input, outcomes: Iterator[Outcome], *, has_usage: bool) -> list[str]:
-    """Write the table; return the names of the added columns. ``outcomes``: one for each row of ``prompts``."""
+def write_table(output: str, prompts: Input, outcome_of_item: OutcomeOf, *, has_usage: bool) -> list[str]:
+    """Write the table; return the names of the added columns. ``outcome_of_item`` is called for each row, in order."""
     columns = _columns(prompts)
     added = _free_names(Outcome._fields if has_usage else Outcome._fields[:2], set(columns.values()))
     output, extension = os.path.realpath(output), os.path.splitext(output)[1].lower()
     if extension == ".parquet":
-        replace_file(output, _parquet_pieces(prompts, columns, added, outcomes))
+        replace_file(output, _parquet_pieces(prompts, columns, added, outcome_of_item))
     else:
-        replace_file(output, _text_pieces(prompts, columns, added, outcomes, extension))
+        replace_file(output, _text_pieces(prompts, columns, added, outcome_of_item, extension))
     return added
 
 
@@ -103,14 +106,14 @@ def _free_names(wanted: Sequence[str], taken: set[str]) -> list[str]:
     return names
 
 
-def _rows(prompts: Input, columns: dict[str, str], outcomes: Iterator[Outcome]) -> Iterator[tuple[list[Any], Outcome]]:
-    for item, outcome in zip(prompts.items(), outcomes):
+def _rows(prompts: Input, columns: dict[str, str], outcome_of_item: OutcomeOf) -> Iterator[tuple[list[Any], Outcome]]:
+    for item in prompts.items():
         value = item.value if isinstance(item.value, dict) else {_TEXT_COLUMN: item.value}
-        yield [value.get(key) for key in columns], outcome
+        yield [value.get(key) for key in columns], outcome_of_item(item)
 
 
 def _text_pieces(
-    prompts: Input, columns: dict[str, str], added: list[str], outcomes: Iterator[Outcome], extension: str
+    prompts: Input, columns: dict[str, str], added: list[str], outcome_of_item: OutcomeOf, extension: str
 ) -> Iterator[bytes]:
     """Yield the lines of a CSV or TSV file: with the input's separator and line ends, if it was one, in UTF-8.
 
@@ -126,7 +129,7 @@ def _text_pieces(
         yield b"\xef\xbb\xbf"
     yield line.of([*columns.values(), *added])
     width = len(added)
-    for cells, outcome in _rows(prompts, columns, outcomes):
+    for cells, outcome in _rows(prompts, columns, outcome_of_item):
         yield line.of([*map(_cell, cells), *map(_cell, outcome[:width])])
 
 
@@ -152,13 +155,13 @@ def _cell(value: Any) -> str:
 
 
 def _parquet_pieces(
-    prompts: Input, columns: dict[str, str], added: list[str], outcomes: Iterator[Outcome]
+    prompts: Input, columns: dict[str, str], added: list[str], outcome_of_item: OutcomeOf
 ) -> Iterator[bytes]:
     """Yield the bytes of a Parquet file, piece by piece."""
     parquet = import_parquet("the output")
     sink = _Pieces()
     writer = None
-    for batch in _batches(prompts, columns, outcomes, added):
+    for batch in _batches(prompts, columns, outcome_of_item, added):
         if writer is None:
             writer = parquet.ParquetWriter(sink, batch.schema)
         writer.write_batch(batch)
@@ -168,18 +171,19 @@ def _parquet_pieces(
     yield from sink.take()
 
 
-def _batches(prompts: Input, columns: dict[str, str], outcomes: Iterator[Outcome], added: list[str]) -> Iterator[Any]:
+def _batches(prompts: Input, columns: dict[str, str], outcome_of_item: OutcomeOf, added: list[str]) -> Iterator[Any]:
     """Yield record batches: the input's own if all files are Parquet files of one schema, or else columns of text."""
     import pyarrow as pa  # noqa: PLC0415 - an extra
 
     files = [rows for rows in prompts.files if isinstance(rows, ParquetRows)]
     if len(files) == len(prompts.files) and all(rows.schema.equals(files[0].schema) for rows in files):
-        for rows in files:
+        for number, rows in enumerate(files):
             for batch in rows.batches():
-                yield _with_outcomes(pa, batch.columns, batch.schema, list(islice(outcomes, batch.num_rows)), added)
+                items = prompts.items_of(number, (Row(0, value) for value in rows_of(batch, list(rows.columns or ()))))
+                yield _with_outcomes(pa, batch.columns, batch.schema, list(map(outcome_of_item, items)), added)
         return
     schema = pa.schema([pa.field(name, pa.string()) for name in columns.values()])
-    pairs = _rows(prompts, columns, outcomes)
+    pairs = _rows(prompts, columns, outcome_of_item)
     while chunk := list(islice(pairs, _CHUNK)):
         arrays = [
             pa.array([_utf8(_cell(value)) if value is not None else None for value in column], pa.string())

@@ -262,7 +262,7 @@ def test_errors_of_other_endpoints_are_errors(shell):
     shell.server._reply = lambda request: Reply(status=404, body={"error": {"message": "no such model"}})
     shell.write("in.jsonl", '{"custom_id": "r", "url": "/v1/embeddings", "body": {"model": "x", "input": "a"}}')
     assert shell.run("in.jsonl", "-o", "out.jsonl") == 1
-    assert "1 × NotFoundError 404, e.g. prompt 0: 404: no such model" in shell.err
+    assert "1 × NotFoundError 404, e.g. prompt 0 (req_0): 404: no such model" in shell.err
 
 
 def test_text_is_one_line_an_answer_in_order(shell):
@@ -328,7 +328,7 @@ def test_second_run_sends_failed_and_new_prompts(shell):
     assert shell.run("in.txt", "-o", "out.jsonl") == 1
     shell.write("in.txt", "new", "b", "a", "a")
     assert shell.run("in.txt", "-o", "out.jsonl") == 0
-    assert "4 prompts: 4 answered, 0 failed" in shell.err
+    assert "4 prompts: 4 answered (1 resumed), 0 failed" in shell.err
     assert "(1 resumed)" in shell.err
     assert shell.answers() == ["a", "a", "better", "new"]
     assert len(shell.server.requests) == 2 + 3
@@ -340,7 +340,7 @@ def test_no_retry_failed_does_not_send_failures_again(shell):
     shell.write("in.txt", "a", "b")
     shell.run("in.txt", "-o", "out.jsonl")
     assert shell.run("in.txt", "-o", "out.jsonl", "--no-retry-failed") == 1
-    assert "2 prompts: 1 answered, 1 failed" in shell.err
+    assert "2 prompts: 1 answered (1 resumed), 1 failed" in shell.err
     assert "1 × BadRequestError 400 too_long" in shell.err
     assert len(shell.server.requests) == 2
 

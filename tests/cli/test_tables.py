@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import os
@@ -298,6 +299,28 @@ def test_parquet_to_parquet(shell):
     assert [row["n"] for row in rows()] == ["1", "2", ""]
 
 
+@pytest.mark.parametrize("name", ["in.csv", "in.csv.gz", "in.parquet", "in.jsonl", "in.json"])
+def test_long_table(shell, name):
+    """Longer than any buffer, from every kind of file."""
+    prompts = [f"prompt {number} {'x' * (number % 50)}" for number in range(6000)]
+    if name == "in.parquet":
+        pa = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pa.table({"prompt": prompts}), name)
+    elif name.startswith("in.csv"):
+        content = "\n".join(["prompt", *prompts]).encode()
+        shell.write(name, gzip.compress(content) if name.endswith("gz") else content)
+    elif name == "in.json":
+        shell.write(name, json.dumps(prompts))
+    else:
+        shell.write(name, *map(json.dumps, prompts))
+    for output in ["out.csv", *(["out.parquet"] if name == "in.parquet" else [])]:
+        assert shell.run(name, "-o", output) == 0
+    assert [row["answer"] for row in rows()] == prompts
+    if name == "in.parquet":
+        assert parquet.read_table("out.parquet")["answer"].to_pylist() == prompts
+
+
 def test_csv_to_parquet(shell):
     pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
@@ -328,7 +351,7 @@ def test_blank_lines_keep_their_lines_in_the_text_output(shell):
 
 def test_unsent_rows_name_the_reason(shell):
     shell.write("in.csv", "prompt", *(f"p{number}" for number in range(10)))
-    assert shell.run("in.csv", "-o", "out.csv", "--max-requests", "3", "--workers", "1") == 1
+    assert shell.run("in.csv", "-o", "out.csv", "--request-budget", "3", "--workers", "1") == 1
     assert sum(row["answer"] != "" for row in rows()) == 3
     assert all("SpendLimitError" in row["error"] for row in rows() if not row["answer"])
 
