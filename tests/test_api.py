@@ -152,7 +152,8 @@ def test_logger_is_silent_by_default():
 
 def test_import_loads_no_optional_modules():
     """Those for the bar, the command, the journal and the first retry are imported at their first use."""
-    later = {"tqdm", "argparse", "backoff", "asyncio", "chatpool.journal", "chatpool.testing", "chatpool._cli.main"}
+    later = {"tqdm", "argparse", "backoff", "asyncio", "pickle", "difflib"}
+    later |= {"chatpool.journal", "chatpool.testing", "chatpool._cli.main"}
     code = f"import chatpool, sys; print(sorted({later} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
