@@ -163,6 +163,15 @@ def has_credentials(headers: Iterable[str]) -> bool:
     return any(name.lower() in _CREDENTIAL_HEADERS for name in headers)
 
 
+def session_has_auth(session: Any) -> bool:
+    """Whether a Session of the user's brings credentials; raise ConfigurationError for anything but a Session."""
+    if session is None:
+        return False
+    if not hasattr(session, "prepare_request"):
+        raise ConfigurationError(f"session must be a requests.Session, not {type(session).__name__}")
+    return bool(session.auth) or has_credentials(session.headers)
+
+
 def check_params(params: Mapping[str, Any] | None) -> Mapping[str, Any]:
     """Return a copy of the body parameters."""
     if params is None:
@@ -183,10 +192,12 @@ def check_deadline(deadline: float | None) -> float | None:
     return _check_seconds("deadline", deadline, optional=True, zero=True)
 
 
-def check_parse(parse: Callable[[str], Any] | None) -> None:
-    """Raise ConfigurationError if ``parse`` is not callable."""
+def check_parse(parse: Callable[[str], Any] | None, *, has_type: bool = False) -> None:
+    """Raise ConfigurationError if ``parse`` is not callable, or the ``response_format`` is a type already."""
     if parse is not None and not callable(parse):
         raise ConfigurationError(f"parse must be a function of the answer's text, not {type(parse).__name__}")
+    if parse is not None and has_type:
+        raise ConfigurationError("pass parse or a type as response_format, not both: each makes the answer's value")
 
 
 def check_hook(name: str, hook: Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:
