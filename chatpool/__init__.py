@@ -10,6 +10,7 @@ from ._protocol.answers import Answers
 from ._protocol.prices import Price
 from ._protocol.results import ChatResult, Estimate, Retry, Usage
 from ._protocol.settings import DEFAULT_MODEL
+from ._tables import table
 from ._version import __version__
 from .errors import (
     APIConnectionError,
@@ -67,6 +68,7 @@ __all__ = [
     "SpendLimitError",
     "Usage",
     "__version__",
+    "table",
 ]
 
 logging.getLogger("chatpool").addHandler(logging.NullHandler())

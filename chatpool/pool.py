@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -402,6 +401,8 @@ class ChatPool:
         user_agent = f"chatpool/{__version__}"
         if not self._is_shared:
             return Engine(self._settings, Core(self._settings, self._session, user_agent))
+        import pickle  # noqa: PLC0415 - the pool was unpickled, so that this finds it loaded
+
         key = b"" if self._session is None else pickle.dumps(self._session)
         return engine_for(self._settings, self._session, key, user_agent)
 

@@ -45,6 +45,7 @@ NAMES = [
     "SpendLimitError",
     "Usage",
     "__version__",
+    "table",
 ]
 
 TREE = {

@@ -80,7 +80,8 @@ class Summary:
             self._examples[cause] = _example(result, error)
 
     def _counts(self, wall: float) -> str:
-        resumed = f" ({self.resumed:,} resumed)" if self.resumed else ""
+        old = self.answered - self._new_answers
+        resumed = f" ({old:,} resumed)" if old else ""
         counts = f"{self.answered:,} answered{resumed}, {self.failed:,} failed"
         line = f"{plural(self.prompts, 'prompt')}: {counts} in {wall:.1f} s"
         rate = f" ({self._new_answers / wall * 60 if wall else 0.0:,.0f} a minute)"

@@ -161,11 +161,11 @@ class Backlog:
     def review(self, state: JobState) -> NotSentError | None:
         """Hold a job in which nothing succeeds, and let probes through; return an error if it is hopeless."""
         run = state.hopeless
-        if run.should_hold():
+        if run.needs_probes:
+            state.add_probes()
+        if run.should_hold() and not run.needs_probes:  # without prompts to probe with, the retries decide
             state.is_held = True
-            if run.needs_probes:
-                state.add_probes()
-                self.enlist(state)
+            self.enlist(state)
             return run.verdict()
         if state.is_held:
             state.is_held = False

@@ -19,14 +19,15 @@ from chatpool._protocol.dialects import BAD_REQUEST, SERVER, code_meaning
 from chatpool._protocol.judgement import is_outage_sign, is_refusal, is_transient
 from chatpool.errors import APIConnectionError, CallError, InvalidResponseError, NotSentError, ParseError
 
-_FEWEST = 20  # prompts with the same error
+_FEWEST = 20  # attempts with the same error
+_FEWEST_PROMPTS = 4  # that these were for
 _PROBES = 4
 _MOST_WORDS = 12
 # Errors about the content of one prompt: the key, the model and the parameters are right.
 _CONTENT_CODES = frozenset({"refusal", "content_filter"})
 # Bad answers that a retry does not change. Others, such as a blank one, may be chance: they count if they are final.
 _LASTING_CODES = frozenset({"no_json", "no_object", "no_choices", "no_text", "error_in_200"})
-_CHANGING = re.compile(r"\S*\d\S*|\"[^\"]*\"|'[^']*'|`[^`]*`")  # numbers and quotations, which differ between prompts
+_CHANGING = r"\S*\d\S*|\"[^\"]*\"|'[^']*'|`[^`]*`"  # numbers and quotations, which differ between prompts
 
 Signature = tuple[object, ...]
 
@@ -39,22 +40,24 @@ def signature(error: CallError) -> Signature:
     found = code_meaning([error.code]) if error.code else None
     if error.code and (found is None or found[0] not in (BAD_REQUEST, SERVER)):
         return type(error).__name__, error.status_code, error.code
-    words = _CHANGING.sub("", str(error)).split()
+    words = re.sub(_CHANGING, "", str(error)).split()
     return type(error).__name__, error.status_code, *words[:_MOST_WORDS]
 
 
 class HopelessRun:
     """Observes the attempts of one run until a prompt is answered.
 
-    After 2 × ``max_workers`` prompts in a row with the same error, but at least 20, a few of the other prompts are sent
-    as probes, before anything else is. If they have the same error, the run is hopeless.
+    After 2 × ``max_workers`` attempts in a row with the same error, but at least 20, a few of the other prompts are
+    sent as probes before anything else. If they have the same error, the run is hopeless. Attempts count, because
+    retries may come before other prompts.
     """
 
     def __init__(self, max_workers: int) -> None:
         self._wanted = max(_FEWEST, 2 * max_workers)
         self._is_answered = False
         self._cause: CallError | None = None  # the latest error
-        self._prompts: set[int] = set()  # with the same error, in a row
+        self._attempts = 0  # with the same error, in a row
+        self._prompts: set[int] = set()  # that these were for
         self._probes: set[int] | None = None  # in flight; None: not chosen yet
 
     def observe(self, index: int, error: CallError | None, *, is_final: bool = True) -> None:
@@ -68,7 +71,7 @@ class HopelessRun:
 
     def should_hold(self) -> bool:
         """Whether only probes and their retries may be sent."""
-        return not self._is_answered and len(self._prompts) >= self._wanted
+        return not self._is_answered and self._attempts >= self._wanted and len(self._prompts) >= _FEWEST_PROMPTS
 
     @property
     def needs_probes(self) -> bool:
@@ -104,6 +107,7 @@ class HopelessRun:
         if self._cause is not None and signature(error) != signature(self._cause):
             self._let_go()
         self._cause = error
+        self._attempts += 1
         self._prompts.add(index)
         if self._probes is not None:
             self._probes.discard(index)
@@ -112,6 +116,7 @@ class HopelessRun:
         """Start again. If a probe ended in another way, wait for twice as many prompts before the next probes."""
         if self._probes is not None:
             self._wanted *= 2
+        self._attempts = 0
         self._prompts.clear()
         self._probes = self._cause = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+import warnings
 from collections.abc import Generator
 from typing import Any, Callable, NoReturn
 
@@ -52,31 +53,32 @@ class _Failure(Exception):
         self.delay = delay
 
 
-def _waits() -> Generator[Any, _Failure, None]:
+def _waits() -> Generator[float, Any, None]:
     """Give backoff the wait that each failure names. backoff sends the first None, then every exception."""
-    delay = (yield).delay
+    delay = (yield 0.0).delay
     while True:
         delay = (yield delay).delay  # the exception itself is not kept: its frames hold this generator
 
 
 def _postpone(details: Any) -> None:
     """Called by backoff before it would sleep, in a thread that others need."""
+    details["exception"].__traceback__ = None  # its frames hold the call, and python-backoff's hold the exception
     raise Postponed(details["wait"]) from None
 
 
 @functools.cache
 def load_backoff() -> Callable[[float], None]:
-    """Import backoff, which imports asyncio, only when a pool is used: it would be a quarter of our import time."""
+    """Import backoff, which imports asyncio, only when a pool is used: it would be a quarter of our import time.
+
+    It is backoff 2.2.1 or its successor python-backoff, which has the same import name; setup.cfg chooses.
+    """
     import backoff  # noqa: PLC0415 - see above
 
-    @backoff.on_exception(
-        _waits,  # type: ignore[arg-type]  # backoff's types know no exceptions here
-        _Failure,
-        jitter=None,
-        logger=None,
-        on_backoff=_postpone,
-    )
     def attempt_again(delay: float) -> None:
         raise _Failure(delay)
 
-    return attempt_again
+    decorate = backoff.on_exception(_waits, _Failure, jitter=None, logger=None, on_backoff=_postpone)
+    with warnings.catch_warnings():
+        # backoff 2.2.1 calls it. Users who turn warnings into errors, as in their tests, can do nothing about it.
+        warnings.filterwarnings("ignore", "'asyncio.iscoroutinefunction' is deprecated", DeprecationWarning)
+        return decorate(attempt_again)

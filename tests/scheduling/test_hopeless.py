@@ -131,7 +131,17 @@ def test_only_prompts_that_end_alike_in_a_row_count():
     assert not run.should_hold()
 
 
-def test_one_prompt_that_is_tried_again_and_again_counts_once():
+def test_retries_of_a_few_prompts_count_too():
+    """Ten workers are busy with ten prompts: their retries may come before any other prompt."""
+    run = HopelessRun(10)
+    for _ in range(2):
+        assert not run.should_hold()
+        for index in range(10):
+            run.observe(index, login_page(), is_final=False)
+    assert run.should_hold()
+
+
+def test_retries_of_one_prompt_are_not_enough():
     run = HopelessRun(10)
     for _ in range(100):
         run.observe(0, login_page(), is_final=False)

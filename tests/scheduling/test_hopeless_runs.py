@@ -76,6 +76,15 @@ def test_a_hopeless_imap_ends_too(server, make_pool, kind):
     assert len(server.requests) <= 4 * 10
 
 
+@pytest.mark.parametrize("prompts", [19, 20, 21, 25, 33, 41])
+def test_a_short_hopeless_run_ends_with_its_attempts(server, make_pool, prompts):
+    """Where no prompt is left to probe with, the retries go on, and each prompt gets its own error."""
+    server._reply = lambda request: HOPELESS["a login page, as 200"][0]
+    answers = make_pool(20).map([f"prompt {number}" for number in range(prompts)], deadline=20)
+    assert answers == [None] * prompts
+    assert {type(result.error) for result in answers.failures} <= {InvalidResponseError, NotSentError}
+
+
 def test_prompts_that_are_too_long_at_the_head_stop_nothing(server, make_pool):
     too_long = {"error": {"message": "maximum context length is 8192 tokens", "code": "context_length_exceeded"}}
     server._reply = lambda request: Reply(status=400, body=too_long) if len(request.prompt) > 100 else Reply()

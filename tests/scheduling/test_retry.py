@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import configparser
+import gc
 import time
+import warnings
+import weakref
+from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from chatpool import (
     ChatPool,
@@ -14,7 +21,7 @@ from chatpool import (
     RateLimitError,
 )
 from chatpool._protocol.judgement import is_transient
-from chatpool._scheduling.retry import Postponed, back_off, delay_before_retry
+from chatpool._scheduling.retry import Postponed, back_off, delay_before_retry, load_backoff
 from chatpool.testing import Reply
 
 
@@ -54,6 +61,56 @@ def test_back_off_leaves_the_wait_to_the_scheduler(monkeypatch):
         back_off(7.5)
     assert caught.value.delay == 7.5
     assert slept == []
+
+
+def test_back_off_leaves_no_reference_cycle():
+    """The frames of a failure hold the call with its prompt and reply; they must not wait for the garbage collector."""
+
+    class Prompt:
+        pass
+
+    def fail() -> weakref.ref:
+        prompt = Prompt()
+        try:
+            back_off(1.0)
+        except Postponed:
+            return weakref.ref(prompt)
+
+    load_backoff()
+    gc.disable()
+    try:
+        assert fail()() is None
+    finally:
+        gc.enable()
+
+
+def test_backoff_loads_with_warnings_as_errors():
+    """backoff 2.2.1 calls a function that is deprecated from Python 3.14 on; its users' tests do not fail for that."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(Postponed):
+            load_backoff.__wrapped__()(1.0)
+
+
+def test_python_3_16_has_what_backoff_needs(monkeypatch):
+    """It has no asyncio.iscoroutinefunction; backoff's successor does not need it."""
+    pytest.importorskip("backoff", minversion="3", reason="python-backoff is not installed; .ci/run installs it")
+    monkeypatch.delattr(asyncio, "iscoroutinefunction", raising=False)
+    with pytest.raises(Postponed):
+        load_backoff.__wrapped__()(1.0)
+
+
+@pytest.mark.parametrize(
+    ("python", "distribution"), [("3.9", "backoff"), ("3.15", "backoff"), ("3.16", "python-backoff")]
+)
+def test_one_distribution_of_backoff_is_installed(python, distribution):
+    """Both contain the package backoff, so that the second one would overwrite the first."""
+    config = configparser.ConfigParser()
+    config.read(Path(__file__).parents[2] / "setup.cfg", encoding="utf-8")
+    lines = config["options"]["install_requires"].splitlines()
+    needs = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    here = [need.name for need in needs if need.marker is None or need.marker.evaluate({"python_version": python})]
+    assert [name for name in here if "backoff" in name] == [distribution]
 
 
 def test_back_off_occupies_no_slot(server):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -340,8 +341,8 @@ def test_a_hook_may_use_another_pool(server, make_pool):
     assert asked == ["inner"] * 4
 
 
+@pytest.mark.skipif(importlib.util.find_spec("eventlet") is None, reason="eventlet is not installed")
 def test_eventlet_is_refused():
-    pytest.importorskip("eventlet")
     code = (
         "import warnings; warnings.simplefilter('ignore'); import eventlet; eventlet.monkey_patch()\n"
         "from chatpool import ChatPool; ChatPool(base_url='http://127.0.0.1:9/v1').map(['a'])"
@@ -357,3 +358,19 @@ def test_interpreter_without_daemon_threads_is_refused(server, monkeypatch):
     monkeypatch.setattr(threading, "_daemon_threads_allowed", lambda: False, raising=False)
     with pytest.raises(ConfigurationError, match="main interpreter"):
         ChatPool(base_url=server.url).map(["a"])
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="InterpreterPoolExecutor is new in Python 3.14")
+def test_interpreter_pool_gets_the_reason(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from concurrent.futures import InterpreterPoolExecutor\n"
+        "def ask():\n"
+        "    from chatpool import ChatPool\n"
+        "    return ChatPool(base_url='http://127.0.0.1:9/v1').ask('a')\n"
+        "if __name__ == '__main__':\n"
+        "    with InterpreterPoolExecutor(1) as executor:\n"
+        "        print(repr(executor.submit(ask).exception()))\n"
+    )
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("ConfigurationError('chatpool needs daemon threads"), done.stderr
