@@ -30,6 +30,7 @@ from ._protocol.settings import (
     check_hook,
     check_params,
     check_parse,
+    check_run,
     find_key,
     make_settings,
     session_has_auth,
@@ -110,6 +111,7 @@ class ChatPool:
         on_retry: Callable[[Retry], Any] | None = None,
         on_result: Callable[[ChatResult], Any] | None = None,
     ) -> None:
+        check_run(None, progress)
         self._callbacks = Callbacks(check_hook("on_retry", on_retry), check_hook("on_result", on_result))
         self._settings = make_settings(
             max_workers=max_workers, model=model, api_key=api_key, base_url=base_url, system=system, params=params,
@@ -407,19 +409,12 @@ class ChatPool:
         return engine_for(self._settings, self._session, key, user_agent)
 
     def _mapper(
-        self,
-        *,
-        progress: bool | None = None,
-        journal: PathLike | None = None,
-        request_budget: int | None = None,
-        token_budget: int | None = None,
-        cost_budget: float | None = None,
-        dedupe: bool = False,
-        retries_failed: bool = True,
-        repeats: frozenset[int] | None = None,
-        **how: Any,
-    ) -> Mapper:
+        self, *, progress: bool | None = None, journal: PathLike | None = None, request_budget: int | None = None,
+        token_budget: int | None = None, cost_budget: float | None = None, dedupe: bool = False,
+        retries_failed: bool = True, repeats: frozenset[int] | None = None, **how: Any,
+    ) -> Mapper:  # fmt: skip
         """Return the mapper of a job; ``how``: the arguments of ``_make_job``."""
+        check_run(journal, progress)
         budget = RunBudget(request_budget, token_budget, cost_budget)
         job = self._make_job(Job, **how)
         job.budget = budget

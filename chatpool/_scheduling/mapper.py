@@ -80,7 +80,7 @@ class Mapper:
         try:
             with self._open_journal() as journal_view:
                 todo = self._not_done(requests, journal_view)
-                bar.update(list(job.results.values()))
+                bar.update(list(job.results.values()), are_resumed=True)
                 job.backend.start(job, todo)
                 missing, tick = len(todo), _TICK if bar.is_shown or self._callbacks else _LONG_TICK
                 while missing:
@@ -109,7 +109,7 @@ class Mapper:
                 while given < source.taken or not source.is_over:
                     window = _READ_AHEAD * job.backend.slots
                     if not source.is_over and source.taken - given < window:
-                        bar.update(self._feed(source, journal_view))
+                        bar.update(self._feed(source, journal_view), are_resumed=True)
                     must_wait = source.is_over or source.taken - given >= window
                     outstanding = source.taken - given - len(ready)
                     job.waiter = threading.current_thread()
