@@ -231,7 +231,7 @@ def print_table(title, table):
     ours = table.get("chatpool", {})
     for name, row in table.items():
         ratios = [ratio_of(ours.get(column), row.get(column)) for column in columns]
-        if row is not ours:
+        if row is not ours and set(ratios) != {"–"}:
             print(f"chatpool over {name}: {', '.join(ratios)}")
     print(flush=True)
 

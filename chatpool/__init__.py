@@ -7,6 +7,7 @@
 import logging
 
 from ._protocol.answers import Answers
+from ._protocol.prices import Price
 from ._protocol.results import ChatResult, Estimate, Retry, Usage
 from ._protocol.settings import DEFAULT_MODEL
 from ._tables import table
@@ -60,6 +61,7 @@ __all__ = [
     "ParseError",
     "PermissionDeniedError",
     "PoolClosedError",
+    "Price",
     "QuotaExceededError",
     "RateLimitError",
     "Retry",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,6 +15,7 @@ from typing import Any, Callable, TypeVar
 from ._http.session import Session
 from ._protocol.answers import UNPICKLABLE_PARSE, Answers
 from ._protocol.arguments import explain_unknown_arguments
+from ._protocol.prices import Prices
 from ._protocol.request_builder import RequestBuilder
 from ._protocol.requests import BYTES_A_TOKEN, Prompt, check_prompts, longest_answer
 from ._protocol.results import ChatResult, Estimate, PathLike, Retry
@@ -75,6 +75,8 @@ class ChatPool:
     ``max_wait``: the longest wait between two attempts; if a server asks for longer, the call fails. Default 60.
     ``requests_per_minute``, ``tokens_per_minute``: budgets to keep to; requests are spread evenly, with at most one
     second's share at once.
+    ``prices``: dollars for a million tokens of each model, ``{"model": (input, output)}`` or ``Price(input, output,
+    cached)``, for the costs of results. A cost that the server reports itself (``usage.cost``) is used instead.
     ``session``: a requests.Session of your own. Its proxies, CA bundle, auth, hooks and adapters are kept, except for a
     plain HTTPAdapter, which is replaced for this address. It is not closed with the pool.
     ``progress``: True shows a bar on stderr, False none; None, the default, shows one if stderr is a terminal or a
@@ -103,6 +105,7 @@ class ChatPool:
         max_wait: float = DEFAULT_MAX_WAIT,
         requests_per_minute: float | None = None,
         tokens_per_minute: float | None = None,
+        prices: Prices | None = None,
         session: Session | None = None,
         progress: bool | None = None,
         on_retry: Callable[[Retry], Any] | None = None,
@@ -123,6 +126,7 @@ class ChatPool:
             max_wait=max_wait,
             requests_per_minute=requests_per_minute,
             tokens_per_minute=tokens_per_minute,
+            prices=prices,
             has_own_auth=_has_auth(session),
         )
         self._session = session
@@ -146,6 +150,7 @@ class ChatPool:
         journal: PathLike | None = None,
         request_budget: int | None = None,
         token_budget: int | None = None,
+        cost_budget: float | None = None,
         dedupe: bool = False,
     ) -> Answers:
         """Send every prompt and return the answers in the order of the prompts, None where a call failed.
@@ -160,7 +165,9 @@ class ChatPool:
         model or other parameters are sent again. ``request_budget``, ``token_budget``: once so many requests were sent,
         or so many tokens used, nothing more is sent, and the rest fail with SpendLimitError (to limit each answer, use
         ``params={"max_tokens": …}``); answers in flight still come in, so the tokens of at most ``max_workers`` answers
-        may be used beyond that. ``dedupe``: equal prompts are sent once; the copies cost no tokens, and share one
+        may be used beyond that. ``cost_budget``: dollars, by the pool's ``prices``. The most that a request may cost is
+        reserved before it is sent, so the budget holds wherever a request limits its answer, by ``max_tokens`` or
+        ``max_completion_tokens``. ``dedupe``: equal prompts are sent once; the copies cost no tokens, and share one
         ``value``.
 
         Raises TypeError or ValueError, with its index, for a prompt that cannot be sent, before anything is sent.
@@ -168,7 +175,9 @@ class ChatPool:
         Any exception that ends the map, such as KeyboardInterrupt, carries the finished calls as ``.answers``.
         """
         check_prompts(prompts)
-        mapper = self._mapper(params, parse, deadline, progress, journal, request_budget, token_budget, dedupe=dedupe)
+        mapper = self._mapper(
+            params, parse, deadline, progress, journal, request_budget, token_budget, cost_budget, dedupe=dedupe
+        )
         return mapper.map(enumerate(prompts))
 
     @explain_unknown_arguments
@@ -183,6 +192,7 @@ class ChatPool:
         journal: PathLike | None = None,
         request_budget: int | None = None,
         token_budget: int | None = None,
+        cost_budget: float | None = None,
     ) -> Iterator[ChatResult]:
         """Yield the results in the order of the prompts, while later calls are in progress.
 
@@ -191,9 +201,9 @@ class ChatPool:
         iterator cancels the calls in progress. See ``map`` for the rest.
         """
         check_prompts(prompts)
-        return self._mapper(params, parse, deadline, progress, journal, request_budget, token_budget).stream(
-            prompts, in_order=True
-        )
+        return self._mapper(
+            params, parse, deadline, progress, journal, request_budget, token_budget, cost_budget
+        ).stream(prompts, in_order=True)
 
     @explain_unknown_arguments
     def imap_unordered(
@@ -207,12 +217,13 @@ class ChatPool:
         journal: PathLike | None = None,
         request_budget: int | None = None,
         token_budget: int | None = None,
+        cost_budget: float | None = None,
     ) -> Iterator[ChatResult]:
         """Yield the results as they come in; ``ChatResult.index`` is the prompt's. Otherwise like ``imap``."""
         check_prompts(prompts)
-        return self._mapper(params, parse, deadline, progress, journal, request_budget, token_budget).stream(
-            prompts, in_order=False
-        )
+        return self._mapper(
+            params, parse, deadline, progress, journal, request_budget, token_budget, cost_budget
+        ).stream(prompts, in_order=False)
 
     @explain_unknown_arguments
     def submit(
@@ -275,13 +286,20 @@ class ChatPool:
         """Estimate calls and tokens of these prompts; sends nothing. Raises TypeError or ValueError as ``map`` does."""
         check_prompts(prompts)
         builder = RequestBuilder(self._settings, check_params(params))
-        calls, size, longest = 0, 0, 0.0
+        calls = tokens = 0
+        longest = cost = 0.0  # infinite if one request sets no limit, or has no price
         for index, prompt in enumerate(prompts):
-            size += len(builder.payload(builder.request(index, prompt)))
-            calls += 1
-            answer = longest_answer(builder.body(prompt))
+            request = builder.request(index, prompt)
+            size, answer, price = (
+                len(builder.payload(request)),
+                longest_answer(builder.body(prompt)),
+                builder.price(request),
+            )
+            calls, tokens = calls + 1, tokens + size
             longest += math.inf if answer is None else answer
-        return Estimate(calls, size // BYTES_A_TOKEN, int(longest) if longest < math.inf else None)
+            cost += math.inf if answer is None or price is None else price.most(size // BYTES_A_TOKEN, answer)
+        most_tokens = int(longest) if longest < math.inf else None
+        return Estimate(calls, tokens // BYTES_A_TOKEN, most_tokens, cost if cost < math.inf else None)
 
     def close(self) -> None:
         """Cancel the calls in progress, end the threads and close the connections. Closing again does nothing."""
@@ -354,6 +372,8 @@ class ChatPool:
         user_agent = f"chatpool/{__version__}"
         if not self._is_shared:
             return Engine(self._settings, Core(self._settings, self._session, user_agent))
+        import pickle  # noqa: PLC0415 - the pool was unpickled, so that this finds it loaded
+
         key = b"" if self._session is None else pickle.dumps(self._session)
         return engine_for(self._settings, self._session, key, user_agent)
 
@@ -366,10 +386,11 @@ class ChatPool:
         journal: PathLike | None = None,
         request_budget: int | None = None,
         token_budget: int | None = None,
+        cost_budget: float | None = None,
         **how: Any,
     ) -> Mapper:
         job = self._make_job(Job, params, parse, deadline)
-        job.budget = RunBudget(request_budget, token_budget)
+        job.budget = RunBudget(request_budget, token_budget, cost_budget)
         shown = self._progress if progress is None else progress
         return Mapper(job, progress=shown, journal=journal, callbacks=self._callbacks, **how)
 

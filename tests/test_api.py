@@ -38,6 +38,7 @@ NAMES = [
     "ParseError",
     "PermissionDeniedError",
     "PoolClosedError",
+    "Price",
     "QuotaExceededError",
     "RateLimitError",
     "Retry",
@@ -91,7 +92,7 @@ def test_constructor_takes_only_max_workers_by_position():
     assert {p.name: p.default for p in parameters} == {
         "max_workers": 20, "model": None, "api_key": None, "base_url": None, "system": None,
         "params": None, "headers": None, "timeout": (5, 600), "max_tries": 6, "max_time": None, "max_wait": 60,
-        "requests_per_minute": None, "tokens_per_minute": None, "session": None, "progress": None,
+        "requests_per_minute": None, "tokens_per_minute": None, "prices": None, "session": None, "progress": None,
         "on_retry": None, "on_result": None,
     }  # fmt: skip
 
@@ -99,7 +100,7 @@ def test_constructor_takes_only_max_workers_by_position():
 @pytest.mark.parametrize(("name", "more"), [("map", {"dedupe": False}), ("imap", {}), ("imap_unordered", {})])
 def test_maps_take_only_prompts_by_position(name, more):
     first, *others = list(inspect.signature(getattr(ChatPool, name)).parameters.values())[1:]
-    names = ["params", "parse", "deadline", "progress", "journal", "request_budget", "token_budget"]
+    names = ["params", "parse", "deadline", "progress", "journal", "request_budget", "token_budget", "cost_budget"]
     assert first.name == "prompts"
     assert {p.name: p.default for p in others} == {**dict.fromkeys(names), **more}
     assert all(p.kind is p.KEYWORD_ONLY for p in others)

@@ -39,7 +39,7 @@ class CancelScope:
         self.is_cut = False  # the attempt was aborted, and whatever it read is void
         self.phase, self.seconds = "", 0.0  # connect or read, and how long it may take
         self.timeout_at = self.ends = math.inf
-        self.is_stale = False  # the attempt used a kept connection, and the server had closed it
+        self.is_stale = False  # the attempt used a kept connection, and that was no longer good
         self.wants_fresh = False  # the last attempt did, so this one opens its own
         self.on_wait: Callable[[], None] | None = None  # called once, when the attempt first waits for the network
 

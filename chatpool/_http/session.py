@@ -124,6 +124,7 @@ class Transport:
         try:
             reply = self._read(self.session.send(request, **self._options))
             if current.is_repeated:
+                scope.is_stale = True  # the next attempt opens its own connection, where nothing is left over
                 raise RepeatedReply("the server sent the previous reply again")
         except CallError as error:
             failure = error
@@ -220,7 +221,7 @@ class Transport:
         kind, code, message = judge_failure(error, self._route)
         if kind is APITimeoutError:
             return scope.timeout_error()
-        if scope.is_stale and kind is APIConnectionError:
+        if scope.is_stale and kind is APIConnectionError and code != "stale_connection":
             code, message = "stale_connection", "the server had closed the kept connection"
         return kind(self.redact(message), code=code)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any, Callable
@@ -56,6 +57,20 @@ class Answers(list[Any]):
         """The tokens of all results, summed."""
         return sum((result.usage for result in self.results if result.usage), Usage())
 
+    @property
+    def cost(self) -> float | None:
+        """The dollars for all results, summed, as far as they are known; None if none is."""
+        costs = [result.cost for result in self.results if result.cost is not None]
+        return math.fsum(costs) if costs else None
+
+    def to_records(self) -> list[dict[str, Any]]:
+        """Return a dict for each prompt, for ``pandas.DataFrame`` or a CSV file: plain values, no exceptions.
+
+        Its keys: index, prompt, answer, error (its class and message), finish_reason, prompt_tokens, completion_tokens,
+        cached_tokens, reasoning_tokens, cost (dollars), attempts, elapsed (seconds).
+        """
+        return [_record_of(result) for result in self.results]
+
     def raise_for_failures(self) -> None:
         """Raise the first failure, if there is one; its message includes the number of failures.
 
@@ -88,3 +103,21 @@ class Answers(list[Any]):
         except Exception:  # noqa: BLE001 - PicklingError, AttributeError, TypeError, or what the object raises
             state["parse"] = UNPICKLABLE_PARSE
         return state
+
+
+def _record_of(result: ChatResult) -> dict[str, Any]:
+    usage = result.usage or Usage()
+    return {
+        "index": result.index,
+        "prompt": result.prompt,
+        "answer": result.value,
+        "error": None if result.error is None else f"{type(result.error).__name__}: {result.error}",
+        "finish_reason": result.finish_reason,
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "reasoning_tokens": usage.reasoning_tokens,
+        "cost": result.cost,
+        "attempts": result.attempts,
+        "elapsed": result.elapsed,
+    }

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .requests import CHAT_PATH, BatchRequest, build_body, check_shape, encode, path_of
+from .prices import Price
+from .requests import CHAT_PATH, BatchRequest, build_body, check_shape, encode, estimate, longest_answer, path_of
 from .settings import Settings
 
 
@@ -36,7 +37,7 @@ class RequestBuilder:
     def __init__(self, settings: Settings, params: Mapping[str, Any]) -> None:
         self._system = settings.system
         self.params = {**settings.params, **params}
-        self._model = settings.model
+        self._model, self._prices = settings.model, settings.prices
         self._default_model = str(self.params.get("model", settings.model))
 
     def request(self, index: int, prompt: Any) -> Request:
@@ -56,6 +57,21 @@ class RequestBuilder:
         if request.payload is None:
             request.payload = encode(self.body(request.prompt), f"prompt {request.index}")
         return request.payload
+
+    def price(self, request: Request) -> Price | None:
+        """Return the price of a request's model, if it is known."""
+        return self._prices.get(request.model)
+
+    def most_cost(self, request: Request) -> float:
+        """Return the most dollars that a request may cost, if it limits its answer; else those for its prompt alone.
+
+        A token has one byte at least. Pictures and the like are a guess.
+        """
+        price = self.price(request)
+        if price is None:
+            return 0.0
+        body, payload = self.body(request.prompt), self.payload(request)
+        return price.most(len(payload) + estimate(payload, body).media, longest_answer(body) or 0)
 
     def _model_of(self, prompt: Any) -> str:
         fields = prompt.prompt if isinstance(prompt, BatchRequest) else prompt

@@ -15,9 +15,9 @@ BYTES_A_TOKEN = 4
 TOKENS_A_PICTURE = 1000  # a guess; OpenAI counts 85 tokens for a small picture, about 1,100 for a large one
 _MISSING = ("NoneType", "NAType", "NaTType")  # types of None and of pandas' missing values
 _VERSION = "/v1"
+_MEDIA_TYPE = r"image|audio|video|file|document"
+_BASE64 = r"data:|[A-Za-z0-9+/=_-]{100}"
 _ROW_HINT = "; if this is a row of a table, make a text of it, or use chatpool.table(frame, '{column}')"
-_MEDIA_TYPE = re.compile(r"image|audio|video|file|document")
-_BASE64 = re.compile(r"data:|[A-Za-z0-9+/=_-]{100}")
 _encoder = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 
 
@@ -160,7 +160,7 @@ def estimate_tokens(payload: bytes, body: Mapping[str, Any]) -> int:
 def _media(value: Any) -> tuple[int, int]:
     """Return the number of pictures, audio and files, and their bytes of base64."""
     if isinstance(value, dict):
-        if _MEDIA_TYPE.search(str(value.get("type", ""))):
+        if re.search(_MEDIA_TYPE, str(value.get("type", ""))):
             return 1, _base64_bytes(value)
         value = list(value.values())
     if not isinstance(value, list):
@@ -171,7 +171,7 @@ def _media(value: Any) -> tuple[int, int]:
 
 def _base64_bytes(value: Any) -> int:
     if isinstance(value, str):
-        return len(value) if _BASE64.match(value) else 0
+        return len(value) if re.match(_BASE64, value) else 0
     if isinstance(value, dict):
         value = list(value.values())
     return sum(_base64_bytes(part) for part in value) if isinstance(value, list) else 0

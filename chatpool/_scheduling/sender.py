@@ -8,6 +8,7 @@ import time
 
 from chatpool._http.session import Transport
 from chatpool._protocol.judgement import is_outage_sign, is_refusal, is_transient
+from chatpool._protocol.prices import cost_of
 from chatpool._protocol.replies import Reply, check_answer, read_completion, read_document
 from chatpool._protocol.requests import BYTES_A_TOKEN, CHAT_PATH, estimate_tokens
 from chatpool._protocol.results import REJECTIONS, ChatResult, Retry
@@ -49,6 +50,15 @@ class Sender:
         builder = call.job.builder
         call.tokens = estimate_tokens(builder.payload(call.request), builder.body(call.request.prompt))
         return self._limits.refusal(call)
+
+    def must_save(self, call: Call) -> bool:
+        """Whether the run's cost_budget allows a request only once others in flight are done."""
+        budget = call.job.budget
+        if budget is None or budget.cost_budget is None:
+            return False
+        if call.most_cost is None:
+            call.most_cost = call.job.builder.most_cost(call.request)
+        return budget.must_wait(call.most_cost)
 
     def send(self, call: Call) -> ChatResult | None:
         """Make one attempt; return the call's result, or None if its answer is still to be parsed. Raises Postponed."""
@@ -113,6 +123,8 @@ class Sender:
             call.signal = functools.partial(Limits.failed, error=failure)
             raise
         except APIConnectionError as failure:
+            if call.scope.phase != "read":
+                call.attempt_cost = 0.0  # it was not sent
             if is_transient(failure) and failure.code != "stale_connection":
                 call.signal = functools.partial(Limits.failed, error=failure)
             raise
@@ -127,6 +139,7 @@ class Sender:
             call.usage = usage if call.usage is None else call.usage + usage
             if call.job.budget is not None:
                 call.job.budget.charge(usage.total_tokens)
+        self._add_cost(call, reply)
         read = read_completion if call.request.path == CHAT_PATH else read_document
         try:
             call.completion = completion = read(reply)
@@ -143,6 +156,13 @@ class Sender:
         if call.job.budget is not None and usage is None:
             call.job.budget.charge((request_bytes + len(completion.text)) // BYTES_A_TOKEN)
         check_answer(reply, completion)
+
+    def _add_cost(self, call: Call, reply: Reply) -> None:
+        """Note the dollars for a reply, if they are known. An error that reports no usage is free."""
+        cost = cost_of(reply.document, reply.usage, call.job.builder.price(call.request))
+        if cost is not None:
+            call.cost = cost + (call.cost or 0.0)
+        call.attempt_cost = 0.0 if cost is None and not reply.is_success else cost
 
     def _final_error(self, call: Call, error: CallError) -> CallError:
         """Return the error that ends the call. Raises Postponed if there is to be another attempt."""

@@ -240,7 +240,7 @@ def test_reply_that_is_sent_twice(way, delay):
     prompts = [str(number) for number in range(200)]
     with (
         FakeChatServer(reply=Echoing(delay)) as server,
-        ChatPool(4, base_url=server.url, max_wait=0.01, max_tries=50) as pool,
+        ChatPool(4, base_url=server.url, max_wait=0.01, max_tries=2) as pool,
     ):
         answers = pool.map(prompts)
     wrong = [(asked, answer) for asked, answer in zip(prompts, answers) if answer not in (asked, None)]
