@@ -6,24 +6,49 @@
 
 A reply is a list of steps: bytes to send, seconds to wait, and an ``End``. ``Reply`` makes them for the common cases;
 ``Raw`` takes them as they are, to reproduce any server's misbehaviour. ``dialect`` returns the replies of
-real providers by name.
+real providers by name. ``RateLimit``, ``FixedWindow``, ``InFlight`` and others are limits to refuse requests with.
 """
 
 from ._testing.dialects import DIALECTS, dialect
+from ._testing.limits import (
+    EXACT,
+    Announcing,
+    FixedWindow,
+    InFlight,
+    Limit,
+    PerModel,
+    RandomRefusals,
+    RateLimit,
+    RefusedPrompts,
+    Shared,
+    SlidingWindow,
+    Together,
+)
 from ._testing.replies import AnyReply, End, Handler, Raw, Reply, Request, Step, chaos
-from ._testing.server import FakeChatServer, RateLimit
+from ._testing.server import FakeChatServer
 
 __all__ = [
     "DIALECTS",
+    "EXACT",
+    "Announcing",
     "AnyReply",
     "End",
     "FakeChatServer",
+    "FixedWindow",
     "Handler",
+    "InFlight",
+    "Limit",
+    "PerModel",
+    "RandomRefusals",
     "RateLimit",
     "Raw",
+    "RefusedPrompts",
     "Reply",
     "Request",
+    "Shared",
+    "SlidingWindow",
     "Step",
+    "Together",
     "chaos",
     "dialect",
 ]

@@ -111,15 +111,20 @@ class Lane:
             queue.is_listed = True
             self._turns.append(queue)
 
-    def next(self) -> Call | None:
-        """Return the call that is first in line; None if nothing waits."""
-        if self.head is None and self.ready:
+    def next(self, *, new_first: bool = False) -> Call | None:
+        """Return the call that is first in line; None if nothing waits. ``new_first``: one that was not sent yet."""
+        if new_first and self.head is not None and self.head.attempts and self._turns:
+            self.ready.appendleft(self.head)
+            self.head = None
+        if self.head is None and self.ready and not (new_first and self._turns):
             self.head = self.ready.popleft()
         while self.head is None and self._turns:
             queue = self._turns.popleft()
             self.head = queue.take()
             queue.is_listed = False
             self.enlist(queue)
+        if self.head is None and self.ready:
+            self.head = self.ready.popleft()
         return self.head
 
     def waiting(self) -> list[Call]:

@@ -24,9 +24,9 @@ class Call:
     """
 
     __slots__ = (
-        "answers_before", "attempt_cost", "attempts", "completion", "cost", "format_level", "index", "job",
-        "last_error", "model", "most_cost", "read_timeouts", "rejected", "request", "request_id", "scope", "sent_at",
-        "signal", "started", "timeline", "tokens", "tries", "unanswered", "usage", "value",
+        "answers_at_start", "answers_before", "attempt_cost", "attempts", "completion", "cost", "format_level", "index",
+        "job", "last_error", "model", "most_cost", "read_timeouts", "rejected", "request", "request_id", "scope",
+        "sent_at", "signal", "started", "timeline", "tokens", "tries", "unanswered", "usage", "value",
     )  # fmt: skip
 
     def __init__(self, job: Job, request: Request) -> None:
@@ -36,7 +36,8 @@ class Call:
         self.read_timeouts = 0  # attempts that ended at the read limit
         self.unanswered = 0  # attempts that we stopped waiting for after their request was sent
         self.started = self.sent_at = 0.0  # when the first and the latest attempt began
-        self.answers_before = 0  # answers that the whole pool had when the latest attempt began
+        # Answers to calls of this model, when the latest attempt began, and when the one before it did.
+        self.answers_at_start = self.answers_before = 0
         self.completion: Completion | None = None
         self.value: Any = None
         self.request_id: str | None = None
@@ -48,7 +49,7 @@ class Call:
         self.most_cost: float | None = None  # of one attempt, where there is a budget for it
         self.last_error: CallError | None = None
         self.timeline: list[Attempt] = []  # the attempts that failed, and after them the one that succeeded
-        self.signal: Callable[..., None] | None = None  # how the limits are to learn of the latest attempt
+        self.signal: Callable[..., float | None] | None = None  # how the limits are to learn of the latest attempt
         self.scope = CancelScope()
 
     @property
@@ -63,8 +64,9 @@ class Call:
         self.sent_at = now
         self.started = self.started or now
         self.scope.begin(self.ends)
+        self.answers_before = self.answers_at_start if self.attempts else answers
+        self.answers_at_start = answers
         self.attempts += 1
-        self.answers_before = answers
         self.completion, self.request_id, self.signal, self.attempt_cost = None, None, None, None
 
     def note_unanswered(self) -> None:

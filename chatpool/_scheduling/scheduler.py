@@ -266,10 +266,13 @@ class Scheduler(Actor):
                     return
                 if not self._send_next(model, lane):
                     del open_lanes[model]
+                if not self._inbox.empty():
+                    self._opens = 0.0  # a refusal, perhaps: the limits are to know of it before the next call is sent
+                    return
 
     def _send_next(self, model: str, lane: Lane) -> bool:
         """Send the call that is first in line; return False if the lane is empty or its limits do not let it pass."""
-        call = lane.next()
+        call = lane.next(new_first=self._limits.prefers_new(model))
         if call is None:
             self._backlog.drop(model)
             return False
@@ -308,7 +311,7 @@ class Scheduler(Actor):
             self._finish(state, call, call.result(error))
             self.cancel(job, functools.partial(SpendLimitError, str(error), code=error.code), abort=False)
             return
-        call.begin_attempt(now, self._limits.answers)
+        call.begin_attempt(now, self._limits.answers_of(call.model))
         self._limits.sent(now, call)
         self._in_flight.add(call)
         if job.is_inline:
@@ -345,10 +348,7 @@ class Scheduler(Actor):
     # Reports.
 
     def _handle(self, call: Call, report: Report) -> None:
-        if call in self._in_flight:
-            self._leave_wire(call)
-            if call.signal is not None:
-                call.signal(self._limits, call)
+        own_wait = self._conclude(call) if call in self._in_flight else 0.0
         state = self._state_of(call)
         if state is None:
             return  # it was cancelled meanwhile
@@ -359,7 +359,7 @@ class Scheduler(Actor):
         error = report.result.error if report.result is not None else None
         if report.delay is not None:
             error = call.last_error
-            self._delay(state, call, report.delay)
+            self._delay(state, call, max(report.delay, own_wait))
         elif report.result is not None:
             self._complete(state, call, report.result)
         else:
@@ -388,7 +388,7 @@ class Scheduler(Actor):
     def _complete(self, state: JobState, call: Call, result: ChatResult) -> None:
         self._finish(state, call, result)
         if result.error is None:
-            self._limits.answers += 1
+            self._limits.answered(call)
         elif is_fatal_for_all(result.error) or self._is_second_long_wait(result.error):
             self.cancel(call.job, functools.partial(no_call_can_succeed, result.error), abort=False)
 
@@ -416,9 +416,15 @@ class Scheduler(Actor):
         call.job.fail(bug)
         self.cancel(call.job, exception_elsewhere)
 
+    def _conclude(self, call: Call) -> float:
+        """Have the limits learn from an attempt; return the seconds that the call itself has to wait."""
+        own_wait = call.signal(self._limits, time.monotonic(), call) if call.signal is not None else None
+        self._leave_wire(call)
+        return own_wait or 0.0
+
     def _leave_wire(self, call: Call) -> None:
         self._in_flight.remove(call)
-        self._limits.left_wire(call)
+        self._limits.left_wire(time.monotonic(), call)
         if call.job.budget is not None and call.most_cost is not None:
             call.job.budget.settle(call.most_cost, call.attempt_cost)
             if call.job in self._jobs:
@@ -432,6 +438,7 @@ class Scheduler(Actor):
     def _finish(self, state: JobState, call: Call, result: ChatResult) -> None:
         if call in state.calls:
             state.calls.remove(call)
+            self._limits.ended(call)
             self._settle(call.job, [result])
 
     def _settle(self, job: Job, results: list[ChatResult]) -> None:

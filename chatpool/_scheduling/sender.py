@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import logging
 import time
+from typing import Any
 
 from chatpool._http.session import Transport
+from chatpool._protocol.announced_limits import announced_limits
 from chatpool._protocol.judgement import is_outage_sign, is_refusal, is_transient
 from chatpool._protocol.prices import cost_of
 from chatpool._protocol.replies import Reply, check_answer, read_completion, read_document
@@ -28,7 +30,6 @@ from chatpool.errors import (
     AuthenticationError,
     CallError,
     ParseError,
-    RateLimitError,
     add_note,
 )
 
@@ -53,8 +54,11 @@ class Sender:
         self._format_levels: dict[str, int] = {}  # by model: how a server wants to be asked for a response_format
 
     def prepare(self, call: Call) -> CallError | None:
-        """Estimate the tokens of a call, if there is a budget for them; return an error if it needs more than that."""
-        if not self._settings.tokens_per_minute or call.tokens:
+        """Estimate the tokens of a call; return an error if it needs more than the whole budget of them."""
+        if call.tokens:
+            return None
+        if not self._settings.tokens_per_minute:
+            call.tokens = rough_tokens(call.request.prompt)
             return None
         builder = call.job.builder
         call.tokens = estimate_tokens(builder.payload(call.request), builder.body(call.request.prompt))
@@ -176,19 +180,20 @@ class Sender:
             if call.job.budget is not None:
                 call.job.budget.charge(usage.total_tokens)
         self._add_cost(call, reply)
+        announced = announced_limits(reply.headers, time.time())
         read = read_completion if call.request.path == CHAT_PATH else read_document
         try:
             call.completion = completion = read(reply)
-        except RateLimitError as error:
-            if is_transient(error) and (error.retry_after or 0) <= self._settings.max_wait:
-                call.signal = functools.partial(Limits.refused, delay=error.retry_after)
-            raise
         except CallError as error:
-            is_outage = is_outage_sign(error) or is_refusal(error)  # overload counts as an outage for now
-            failed = functools.partial(Limits.failed, error=error)
-            call.signal = failed if is_outage else functools.partial(Limits.taken, tokens=None)
+            if not is_refusal(error):
+                failed = functools.partial(Limits.failed, error=error)
+                taken = functools.partial(Limits.taken, tokens=None, announced=announced)
+                call.signal = failed if is_outage_sign(error) else taken
+            elif is_transient(error) and (error.retry_after or 0) <= self._settings.max_wait:
+                call.signal = functools.partial(Limits.refused, error=error, announced=announced)
             raise
-        call.signal = functools.partial(Limits.taken, tokens=usage.total_tokens if usage else None)
+        tokens = usage.total_tokens if usage else None
+        call.signal = functools.partial(Limits.taken, tokens=tokens, announced=announced)
         if call.job.budget is not None and usage is None:
             call.job.budget.charge((request_bytes + len(completion.text)) // BYTES_A_TOKEN)
         check_answer(reply, completion)
@@ -208,10 +213,10 @@ class Sender:
             has_new_key = _is_401(error) and self._transport.renew_key(call.scope)
         except AuthenticationError as no_key:
             return no_key
-        rejected = isinstance(error, RateLimitError)
-        # A rate limit costs no try as long as other calls are answered: it shows only that there are many.
+        rejected = is_refusal(error)
+        # A refusal costs no try if others were answered since the attempt before: it shows only that there are many.
         has_other_way = has_new_key or self._has_other_format(call, error)
-        is_free = has_other_way or (rejected and self._limits.answers > call.answers_before)
+        is_free = has_other_way or (rejected and self._limits.answers_of(call.model) > call.answers_before)
         call.tries += not is_free
         # A stray 401 at once, before other prompts meet a key that may have been revoked.
         at_once = has_other_way or self._is_stray(call, error)
@@ -245,6 +250,17 @@ class Sender:
 
 def _is_401(error: CallError) -> bool:
     return isinstance(error, AuthenticationError) and error.status_code == 401
+
+
+def rough_tokens(prompt: Any) -> int:
+    """Guess a prompt's tokens from its text alone: so much does no harm if a server's limit counts requests."""
+    if isinstance(prompt, str):
+        return 1 + len(prompt) // BYTES_A_TOKEN
+    messages = prompt.get("messages") if isinstance(prompt, dict) else prompt
+    if not isinstance(messages, list):
+        return 1
+    contents = [message.get("content") for message in messages if isinstance(message, dict)]
+    return 1 + sum(len(content) for content in contents if isinstance(content, str)) // BYTES_A_TOKEN
 
 
 def _describe(error: CallError) -> str:

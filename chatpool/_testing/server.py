@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
-import math
 import socket
 import struct
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from .limits import Limit
 from .replies import AnyReply, End, Handler, Raw, Reply, Request, Step
 
 _STALL_POLL = 0.05  # seconds between two checks whether the client of a stalled reply has disconnected
 _BACKLOG = 1024
 _PATHS = ("/chat/completions", "/completions", "/embeddings", "/responses")
-
-
-@dataclass(frozen=True)
-class RateLimit:
-    """A token bucket: ``per_second`` requests, ``burst`` at once. ``retry_after``: seconds, for the 429's headers."""
-
-    per_second: float
-    burst: float = 1
-    retry_after: float | None = None
 
 
 class FakeChatServer:
@@ -47,23 +39,23 @@ class FakeChatServer:
         self,
         *,
         latency: float | Callable[[], float] = 0.0,
-        rate_limit: RateLimit | None = None,
+        rate_limit: Limit | None = None,
         key: str | None = None,
         reply: Handler | None = None,
         port: int = 0,
         tls: Any = None,
     ) -> None:
         self._latency = latency
-        self._limit = rate_limit
+        self._limit = copy.deepcopy(rate_limit)  # it keeps counts
         self._key = key
         self._reply = reply or (lambda request: Reply())
         self._tls = tls
-        self._lock = threading.Lock()  # guards the fields from here to _filled_at
+        self._lock = threading.Lock()  # guards the limit, and the fields from here to _taken
         self._scripts: dict[str, deque[AnyReply]] = {}
         self._requests: list[Request] = []
         self._sockets: set[socket.socket] = set()
         self.connections = self.most_in_flight = self.refusals = self._in_flight = 0
-        self._level, self._filled_at = (rate_limit.burst if rate_limit else 0.0), time.monotonic()
+        self._taken: set[str] = set()  # ids of the requests in flight that the limit has let through
         self._closed = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", port), backlog=_BACKLOG)
         self._thread: threading.Thread | None = None
@@ -203,20 +195,21 @@ class FakeChatServer:
             for last in self._choose(request).steps(request):
                 if isinstance(last, bytes):
                     if last.endswith(b"}"):
-                        self._count_done(done)  # before the last byte is sent: the next request may arrive at once
+                        self._count_done(done, request)  # before the last byte: the next request may arrive at once
                     sock.sendall(last)
                 elif not isinstance(last, End) and self._closed.wait(last):
                     return False
         finally:
             if last is not End.STALL:
-                self._count_done(done)
+                self._count_done(done, request)
         try:
             return self._end(sock, last if isinstance(last, End) else End.CLOSE)
         finally:
-            self._count_done(done)
+            self._count_done(done, request)
 
-    def _count_done(self, done: threading.Event) -> None:
+    def _count_done(self, done: threading.Event, request: Request) -> None:
         with self._lock:
+            self._taken.discard(request.id)
             if not done.is_set():
                 done.set()
                 self._in_flight -= 1
@@ -234,13 +227,15 @@ class FakeChatServer:
             return Reply(status=401, code="invalid_api_key")
         if not request.path.split("?")[0].endswith(_PATHS):
             return _error(404, f"fake server: no such path: {request.path}", "unknown_path")
-        rejection = self._apply_rate_limit()
+        rejection, announced = self._apply_rate_limit(request)
         if rejection is not None:
             return rejection
         with self._lock:
             script = self._scripts.get(request.prompt)
             reply = (script.popleft() if len(script) > 1 else script[0]) if script else None
         reply = reply or self._handle(request)
+        if announced and isinstance(reply, Reply):
+            reply = dataclasses.replace(reply, headers={**announced, **reply.headers})
         latency = self._latency() if callable(self._latency) else self._latency
         if latency:
             return Raw([latency, *reply.steps(request)])
@@ -254,25 +249,18 @@ class FakeChatServer:
             message = f"the test's reply function raised {bug!r}"
             return _error(501, message, "bug_in_test", {"x-should-retry": "false"})
 
-    def _apply_rate_limit(self) -> Reply | None:
-        limit = self._limit
-        if limit is None:
-            return None
-        now = time.monotonic()
+    def _apply_rate_limit(self, request: Request) -> tuple[Reply | None, Mapping[str, str]]:
+        """Return the refusal of a request, and the headers that announce the limit."""
+        if self._limit is None:
+            return None, {}
         with self._lock:
-            self._level = min(limit.burst, self._level + (now - self._filled_at) * limit.per_second)
-            self._filled_at = now
-            if self._level >= 1:
-                self._level -= 1
-                return None
-            self.refusals += 1
-        headers = {}
-        if limit.retry_after is not None:
-            headers = {
-                "retry-after": str(math.ceil(limit.retry_after)),
-                "retry-after-ms": str(math.ceil(limit.retry_after * 1000)),
-            }
-        return Reply(status=429, code="rate_limit_exceeded", headers=headers)
+            now = time.monotonic()
+            rejection = self._limit.check(request, now, len(self._taken))
+            if rejection is not None:
+                self.refusals += 1
+                return rejection, {}
+            self._taken.add(request.id)
+            return None, self._limit.headers(now)
 
 
 def _error(status: int, message: str, code: str, headers: Mapping[str, str] | None = None) -> Reply:

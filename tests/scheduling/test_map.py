@@ -117,7 +117,7 @@ def test_passing_faults_are_tried_again(server, pool, fault):
 @pytest.mark.parametrize("max_tries", [1, 2, 5])
 def test_max_tries_is_exact(server, make_pool, max_tries):
     """There is one retry layer: so many requests, and no more."""
-    server.script("a", Reply(status=503))
+    server.script("a", Reply(status=500))
     answers = make_pool(max_tries=max_tries).map(["a", "b"])
     assert answers == [None, "b"]
     assert server.count("a") == answers.results[0].attempts == max_tries

@@ -87,12 +87,34 @@ def test_endless_outage_ends_the_map_in_the_stated_time():
     assert isinstance(answers.results[-1].error.__cause__, InternalServerError)
 
 
-def test_server_that_was_never_there_is_not_waited_for_long(monkeypatch):
-    monkeypatch.setattr("chatpool._scheduling.limits._NEVER_ANSWERED", 0.5)
-    with FakeChatServer(reply=lambda request: Reply(status=503)) as server, ChatPool(20, base_url=server.url) as pool:
+def test_an_address_where_nobody_listens_is_not_waited_for_long(monkeypatch):
+    monkeypatch.setattr("chatpool._scheduling.outage.NOBODY_LISTENS", 0.5)
+    with FakeChatServer() as server:
+        url = server.url
+    with ChatPool(20, base_url=url) as pool:
         took, answers = seconds(lambda: pool.map(["a"] * 200))
-    assert took < 2
+    assert took < 5
     assert len(answers.failures) == 200
+
+
+def test_a_server_that_still_loads_its_model_is_waited_for(monkeypatch):
+    """It accepts connections and answers 503: that is an outage as any, although nothing was answered yet."""
+    monkeypatch.setattr("chatpool._scheduling.outage.NOBODY_LISTENS", 0.2)
+    began = time.monotonic()
+
+    def reply(request):
+        return Reply() if time.monotonic() - began > 1.5 else Reply(status=503, code="loading")
+
+    with FakeChatServer(reply=reply) as server, ChatPool(20, base_url=server.url, max_wait=5) as pool:
+        assert pool.map(["a"] * 100) == ["a"] * 100
+
+
+def test_refusals_alone_end_the_map(make_pool, server):
+    """After five times max_wait with no answer to anybody, whatever a server says."""
+    server._reply = lambda request: Reply(status=429)
+    took, answers = seconds(lambda: make_pool(4, max_wait=0.2).map(["a"] * 100))
+    assert took < 5 * 0.2 + 4
+    assert answers == [None] * 100
 
 
 def test_sick_prompts_at_the_end_are_no_outage(server):

@@ -115,10 +115,10 @@ def test_one_distribution_of_backoff_is_installed(python, distribution):
 
 def test_back_off_occupies_no_slot(server):
     """Two workers, at most three threads: a retry that is due in half a second is not kept waiting for twenty."""
-    late = Reply(status=503, headers={"retry-after": "20"})
+    late = Reply(status=500, headers={"retry-after": "20"})
     for prompt in ("a", "b", "e"):
         server.script(prompt, late, Reply(prompt))
-    server.script("c", Reply(status=503, headers={"retry-after": "0.5"}, delay=0.2), Reply("c"))
+    server.script("c", Reply(status=500, headers={"retry-after": "0.5"}, delay=0.2), Reply("c"))
     server.script("d", Reply("d", delay=5))
     with ChatPool(2, base_url=server.url) as pool:
         began = time.monotonic()
