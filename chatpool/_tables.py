@@ -77,7 +77,7 @@ def _column(frame: Any, field: str, names: Sequence[Any]) -> list[Any]:
     return list(column.to_list())
 
 
-def _errors(answers: Answers) -> list[str | None]:
+def _errors(answers: Answers[Any]) -> list[str | None]:
     return [None if one.error is None else f"{type(one.error).__name__}: {one.error}" for one in answers.results]
 
 

@@ -101,9 +101,19 @@ def test_constructor_takes_only_max_workers_by_position():
 @pytest.mark.parametrize(("name", "more"), [("map", {"dedupe": False}), ("imap", {}), ("imap_unordered", {})])
 def test_maps_take_only_prompts_by_position(name, more):
     first, *others = list(inspect.signature(getattr(ChatPool, name)).parameters.values())[1:]
-    names = ["params", "parse", "deadline", "progress", "journal", "request_budget", "token_budget", "cost_budget"]
+    names = [
+        "params",
+        "response_format",
+        "parse",
+        "deadline",
+        "progress",
+        "journal",
+        "request_budget",
+        "token_budget",
+        "cost_budget",
+    ]
     assert first.name == "prompts"
-    assert {p.name: p.default for p in others} == {**dict.fromkeys(names), **more}
+    assert {p.name: p.default for p in others} == {**dict.fromkeys(names), "reask": True, **more}
     assert all(p.kind is p.KEYWORD_ONLY for p in others)
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from chatpool._protocol.replies import recall_completion
-from chatpool._protocol.requests import CHAT_PATH, path_of
+from chatpool._protocol.requests import CHAT_PATH, path_of, plain_number
 from chatpool._protocol.results import Attempt, ChatResult
 from chatpool.errors import CallError, class_named
 
@@ -32,7 +32,7 @@ _NO_ERROR = b', "error": null'
 # Line ends to Python's splitlines and to other tools, but not to JSON.
 _LINE_ENDS = re.compile("[\x85\u2028\u2029]")
 _SUCCESS = range(200, 300)
-_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=plain_number)
 _encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
 
@@ -49,7 +49,7 @@ def digest_of(path: str, body: Mapping[str, Any]) -> str:
     try:
         canonical = _canonical.encode(body)
     except TypeError:  # keys that cannot be sorted, such as 1 and "b"; JSON turns all of them into strings
-        canonical = _canonical.encode(json.loads(json.dumps(body)))
+        canonical = _canonical.encode(json.loads(json.dumps(body, default=plain_number)))
     return hashlib.sha256(f"{path}\n{canonical}".encode("ascii")).hexdigest()[:32]
 
 

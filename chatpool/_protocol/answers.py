@@ -6,7 +6,7 @@ import copy
 import math
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any, Callable
+from typing import Any, Callable, Optional, TypeVar
 
 from chatpool.errors import NotSentError
 
@@ -17,13 +17,16 @@ from .summary import Summary
 UNPICKLABLE_PARSE: Any = "this parse could not be pickled"
 
 
-class Answers(list[Any]):
+_T = TypeVar("_T")
+
+
+class Answers(list[Optional[_T]]):
     """The answers of one map, in the order of the prompts; None where a call failed.
 
     A list in every respect, so ``==``, JSON and pandas work. ``results``: a ``ChatResult`` for every prompt. ``wall``:
     seconds that the map took. ``limited_by``: its bottleneck. ``waits``: seconds spent waiting, summed over calls, by
-    cause. ``resumed``: indexes of the answers that came from the journal. ``params``, ``parse``, ``journal`` and
-    ``dedupe`` are kept for ``ChatPool.retry``.
+    cause. ``resumed``: indexes of the answers that came from the journal. ``params``, ``parse``, ``reask``, ``journal``
+    and ``dedupe`` are kept for ``ChatPool.retry``.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class Answers(list[Any]):
         journal: str | os.PathLike[str] | None = None,
         resumed: Iterable[int] = (),
         dedupe: bool = False,
+        reask: bool = True,
     ) -> None:
         self.results: list[ChatResult] = list(results)
         super().__init__(result.value for result in self.results)
@@ -45,7 +49,7 @@ class Answers(list[Any]):
         self.limited_by = limited_by
         self.waits: dict[str, float] = dict(waits or {})
         self.params, self.parse, self.journal = params, parse, journal
-        self.resumed, self.dedupe = frozenset(resumed), dedupe
+        self.resumed, self.dedupe, self.reask = frozenset(resumed), dedupe, reask
 
     @property
     def failures(self) -> list[ChatResult]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -18,7 +19,16 @@ _VERSION = "/v1"
 _MEDIA_TYPE = r"image|audio|video|file|document"
 _BASE64 = r"data:|[A-Za-z0-9+/=_-]{100}"
 _ROW_HINT = "; if this is a row of a table, make a text of it, or use chatpool.table(frame, '{column}')"
-_encoder = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
+
+
+def plain_number(value: Any) -> Any:
+    """Return a numpy scalar as Python's number, for JSON; raise TypeError for anything else."""
+    if getattr(value, "shape", None) == () and callable(getattr(value, "item", None)):
+        return value.item()
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+
+
+_encoder = json.JSONEncoder(allow_nan=False, separators=(",", ":"), default=plain_number)
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,8 @@ def check_prompts(prompts: Any) -> None:
             f"prompts is one {type(prompts).__name__}, not a series of prompts; "
             "put it in a list, or send a single prompt with ask()"
         )
+    if inspect.isgenerator(prompts) and inspect.getgeneratorstate(prompts) == inspect.GEN_CLOSED:
+        raise ValueError("prompts is a generator that was read before, so it yields nothing; make a new one, or a list")
     if not isinstance(prompts, Iterable):
         raise TypeError(f"prompts must be an iterable of prompts, not {type(prompts).__name__}")
 

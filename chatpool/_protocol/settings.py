@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
@@ -27,6 +28,7 @@ DEFAULT_MAX_WAIT = 60.0  # seconds
 
 _CREDENTIAL_HEADERS = frozenset({"authorization", "api-key", "x-api-key"})
 _CHAT = "/chat/completions"
+_ONE_SERVER = "; a pool has one server: make a pool for each, or put a load balancer before them"
 _OR_CALLABLE = {"api_key": " or a function that returns one"}
 
 _N = TypeVar("_N", int, float)
@@ -163,12 +165,23 @@ def has_credentials(headers: Iterable[str]) -> bool:
     return any(name.lower() in _CREDENTIAL_HEADERS for name in headers)
 
 
+def session_has_auth(session: Any) -> bool:
+    """Whether a Session of the user's brings credentials; raise ConfigurationError for anything but a Session."""
+    if session is None:
+        return False
+    if not hasattr(session, "prepare_request"):
+        raise ConfigurationError(f"session must be a requests.Session, not {type(session).__name__}")
+    return bool(session.auth) or has_credentials(session.headers)
+
+
 def check_params(params: Mapping[str, Any] | None) -> Mapping[str, Any]:
     """Return a copy of the body parameters."""
     if params is None:
         return {}
     if not isinstance(params, Mapping) or not all(isinstance(name, str) for name in params):
         raise ConfigurationError('params must be a dict of body parameters, such as {"temperature": 0}')
+    if "messages" in params:
+        raise ConfigurationError("params must not hold 'messages'; pass the messages as a prompt")
     if params.get("stream"):
         raise ConfigurationError("params: stream=True is not supported; leave it out, answers are read whole")
     try:
@@ -178,15 +191,27 @@ def check_params(params: Mapping[str, Any] | None) -> Mapping[str, Any]:
     return dict(params)
 
 
+def check_run(journal: Any, progress: Any) -> None:
+    """Raise ConfigurationError for a ``journal`` that is no path, or a ``progress`` that is neither True nor False."""
+    if journal is not None and not isinstance(journal, (str, os.PathLike)):
+        raise ConfigurationError(f"journal must be the path of a file, not {journal!r} ({type(journal).__name__})")
+    if journal is not None and not os.fspath(journal):
+        raise ConfigurationError("journal must be the path of a file; it is empty")
+    if not isinstance(progress, bool) and progress is not None:
+        raise ConfigurationError(f"progress must be True, False or None, not {progress!r}")
+
+
 def check_deadline(deadline: float | None) -> float | None:
     """Return the deadline in seconds, or None."""
     return _check_seconds("deadline", deadline, optional=True, zero=True)
 
 
-def check_parse(parse: Callable[[str], Any] | None) -> None:
-    """Raise ConfigurationError if ``parse`` is not callable."""
+def check_parse(parse: Callable[[str], Any] | None, *, has_type: bool = False) -> None:
+    """Raise ConfigurationError if ``parse`` is not callable, or the ``response_format`` is a type already."""
     if parse is not None and not callable(parse):
         raise ConfigurationError(f"parse must be a function of the answer's text, not {type(parse).__name__}")
+    if parse is not None and has_type:
+        raise ConfigurationError("pass parse or a type as response_format, not both: each makes the answer's value")
 
 
 def check_hook(name: str, hook: Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:
@@ -234,7 +259,9 @@ def _check_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
 
 def _check_base_url(url: str) -> str:
     if not isinstance(url, str):
-        raise ConfigurationError(f"base_url must be a str, not {type(url).__name__}")
+        raise ConfigurationError(f"base_url must be a str, not {type(url).__name__}{_ONE_SERVER}")
+    if re.search(r",\s*(https?://|$)", url) or "," in urlsplit(url.strip().partition("?")[0]).netloc:
+        raise ConfigurationError(f"base_url has several addresses, separated by commas{_ONE_SERVER}")
     parts = _split(url.strip())
     if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigurationError("base_url must look like https://host/v1, with http or https and a host")

@@ -71,7 +71,7 @@ class Mapper:
         self._duplicates: dict[int, list[Request]] = {}  # prompts that are not sent, by the index of their equal
         self.resumed: set[int] = set()  # indexes of the results that came from the journal
 
-    def map(self, prompts: Iterable[tuple[int, Any]], cached: Mapping[int, ChatResult] | None = None) -> Answers:
+    def map(self, prompts: Iterable[tuple[int, Any]], cached: Mapping[int, ChatResult] | None = None) -> Answers[Any]:
         """Return the answers to these prompts, each with its index; those with a ``cached`` result are not sent."""
         job = self._job
         requests = [self._request(index, prompt) for index, prompt in prompts]
@@ -80,7 +80,7 @@ class Mapper:
         try:
             with self._open_journal() as journal_view:
                 todo = self._not_done(requests, journal_view)
-                bar.update(list(job.results.values()))
+                bar.update(list(job.results.values()), are_resumed=True)
                 job.backend.start(job, todo)
                 missing, tick = len(todo), _TICK if bar.is_shown or self._callbacks else _LONG_TICK
                 while missing:
@@ -109,7 +109,7 @@ class Mapper:
                 while given < source.taken or not source.is_over:
                     window = _READ_AHEAD * job.backend.slots
                     if not source.is_over and source.taken - given < window:
-                        bar.update(self._feed(source, journal_view))
+                        bar.update(self._feed(source, journal_view), are_resumed=True)
                     must_wait = source.is_over or source.taken - given >= window
                     outstanding = source.taken - given - len(ready)
                     job.waiter = threading.current_thread()
@@ -267,7 +267,7 @@ class Mapper:
             source.end(error)
         return []
 
-    def _answers(self, requests: Iterable[Request]) -> Answers:
+    def _answers(self, requests: Iterable[Request]) -> Answers[Any]:
         """Put the results together; those of ``requests`` that are missing were cancelled."""
         job = self._job
         job.take_settled()
@@ -286,9 +286,10 @@ class Mapper:
             journal=self._journal,
             resumed=self.resumed,
             dedupe=self._dedupe,
+            reask=job.reask,
         )
 
-    def _describe_end(self, error: BaseException, answers: Answers, done: int, total: int | None) -> None:
+    def _describe_end(self, error: BaseException, answers: Answers[Any], done: int, total: int | None) -> None:
         """Put the results so far on an exception that ends the run, and a sentence about them.
 
         Ctrl-C's has no message of its own, so that is its message. The place where it came is of no use.
