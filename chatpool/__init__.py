@@ -7,8 +7,10 @@
 import logging
 
 from ._protocol.answers import Answers
+from ._protocol.prices import Price
 from ._protocol.results import ChatResult, Estimate, Retry, Usage
 from ._protocol.settings import DEFAULT_MODEL
+from ._tables import table
 from ._version import __version__
 from .errors import (
     APIConnectionError,
@@ -59,12 +61,14 @@ __all__ = [
     "ParseError",
     "PermissionDeniedError",
     "PoolClosedError",
+    "Price",
     "QuotaExceededError",
     "RateLimitError",
     "Retry",
     "SpendLimitError",
     "Usage",
     "__version__",
+    "table",
 ]
 
 logging.getLogger("chatpool").addHandler(logging.NullHandler())

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import os
-import pickle
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Callable, TypeVar
+from typing import Any, Callable, TypeVar, overload
 
 from ._http.session import Session
 from ._protocol.answers import UNPICKLABLE_PARSE, Answers
 from ._protocol.arguments import explain_unknown_arguments
-from ._protocol.request_builder import RequestBuilder
-from ._protocol.requests import BYTES_A_TOKEN, Prompt, check_prompts, longest_answer
+from ._protocol.prices import Prices
+from ._protocol.request_builder import RequestBuilder, estimate_run
+from ._protocol.requests import Prompt, check_prompts
 from ._protocol.results import ChatResult, Estimate, PathLike, Retry
+from ._protocol.schemas import response_format_of
 from ._protocol.settings import (
     DEFAULT_MAX_TRIES,
     DEFAULT_MAX_WAIT,
@@ -30,9 +30,10 @@ from ._protocol.settings import (
     check_hook,
     check_params,
     check_parse,
+    check_run,
     find_key,
-    has_credentials,
     make_settings,
+    session_has_auth,
 )
 from ._scheduling.budgets import RunBudget
 from ._scheduling.engine import Core, Engine
@@ -45,6 +46,7 @@ from .errors import ConfigurationError, PoolClosedError
 _Parse = Callable[[str], Any]
 _Params = Mapping[str, Any]
 _J = TypeVar("_J", bound=Job)
+_T = TypeVar("_T")
 
 
 class ChatPool:
@@ -60,25 +62,25 @@ class ChatPool:
     ``model``: the model's name. Default: the environment variable ``OPENAI_MODEL``, else ``DEFAULT_MODEL``.
     ``api_key``: default: the environment variable ``OPENAI_API_KEY``. A server other than OpenAI's may need none. A
     function that returns a key is called, in a thread of its own, when there is none yet, and when a 401 shows that it
-    has expired: once for all calls, and at no cost of a try. If it raises an exception, or takes longer than 30 s, the
-    calls fail with AuthenticationError.
+    has expired: once for all calls. If it raises, or takes longer than 30 s, the calls fail with AuthenticationError.
     ``base_url``: default: ``OPENAI_BASE_URL``, else OpenAI's. May have a query string, such as Azure's api-version.
     ``system``: a system message put before every prompt that is a str.
     ``params``: body parameters of every call, such as ``{"temperature": 0, "max_tokens": 200}``.
     ``headers``: extra request headers. If they hold credentials (Authorization, api-key, x-api-key), no key is taken
     from the environment.
     ``timeout``: (connect, read), or one number for both. read limits the whole answer of one attempt. Default (5, 600).
-    ``max_tries``: attempts for one prompt. Default 6. At most two of them may end at the read limit, as the server may
-    charge for each. A rate limit (429) counts only if no other call of this pool was
-    answered since the last attempt; no prompt is sent more than 5 × ``max_tries`` times.
+    ``max_tries``: attempts for one prompt. Default 6. At most two of them may end at the read limit, as each may be
+    charged for. A rate limit (429) counts only if no other call of this pool was answered since the last attempt; no
+    prompt is sent more than 5 × ``max_tries`` times.
     ``max_time``: for one prompt, attempts and waits together, from its first attempt. Default: no limit.
     ``max_wait``: the longest wait between two attempts; if a server asks for longer, the call fails. Default 60.
     ``requests_per_minute``, ``tokens_per_minute``: budgets to keep to; requests are spread evenly, with at most one
     second's share at once.
+    ``prices``: dollars for a million tokens of each model, ``{"model": (input, output)}`` or ``Price(input, output,
+    cached)``, for the costs of results. A cost that the server reports itself (``usage.cost``) is used instead.
     ``session``: a requests.Session of your own. Its proxies, CA bundle, auth, hooks and adapters are kept, except for a
     plain HTTPAdapter, which is replaced for this address. It is not closed with the pool.
-    ``progress``: True shows a bar on stderr, False none; None, the default, shows one if stderr is a terminal or a
-    notebook.
+    ``progress``: True shows a bar on stderr, False none; None, the default, one on a terminal or in a notebook.
     ``on_retry``, ``on_result``: called with a Retry for each attempt that will be repeated, and with the ChatResult of
     each finished call, in the thread that called ``map`` or ``ask``, or that reads from ``imap``; their exceptions are
     raised there. They are not called for results from a journal or for ``submit``, and are not pickled with the pool.
@@ -103,28 +105,20 @@ class ChatPool:
         max_wait: float = DEFAULT_MAX_WAIT,
         requests_per_minute: float | None = None,
         tokens_per_minute: float | None = None,
+        prices: Prices | None = None,
         session: Session | None = None,
         progress: bool | None = None,
         on_retry: Callable[[Retry], Any] | None = None,
         on_result: Callable[[ChatResult], Any] | None = None,
     ) -> None:
+        check_run(None, progress)
         self._callbacks = Callbacks(check_hook("on_retry", on_retry), check_hook("on_result", on_result))
         self._settings = make_settings(
-            max_workers=max_workers,
-            model=model,
-            api_key=api_key,
-            base_url=base_url,
-            system=system,
-            params=params,
-            headers=headers,
-            timeout=timeout,
-            max_tries=max_tries,
-            max_time=max_time,
-            max_wait=max_wait,
-            requests_per_minute=requests_per_minute,
-            tokens_per_minute=tokens_per_minute,
-            has_own_auth=_has_auth(session),
-        )
+            max_workers=max_workers, model=model, api_key=api_key, base_url=base_url, system=system, params=params,
+            headers=headers, timeout=timeout, max_tries=max_tries, max_time=max_time, max_wait=max_wait,
+            requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute, prices=prices,
+            has_own_auth=session_has_auth(session),
+        )  # fmt: skip
         self._session = session
         self._pool_id = object()  # by which an engine distinguishes the jobs of several pools
         self._progress = progress
@@ -134,41 +128,72 @@ class ChatPool:
         self._engines: dict[int, Engine] = {}
         self._making: dict[int, threading.Lock] = {}
 
+    @overload
+    def map(
+        self, prompts: Iterable[Prompt], *, response_format: type[_T], params: _Params | None = ..., parse: None = ...,
+        reask: bool = ..., deadline: float | None = ..., progress: bool | None = ..., journal: PathLike | None = ...,
+        request_budget: int | None = ..., token_budget: int | None = ..., cost_budget: float | None = ...,
+        dedupe: bool = ...,
+    ) -> Answers[_T]: ...  # fmt: skip
+
+    @overload
+    def map(
+        self, prompts: Iterable[Prompt], *, response_format: Any = ..., params: _Params | None = ...,
+        parse: _Parse | None = ..., reask: bool = ..., deadline: float | None = ..., progress: bool | None = ...,
+        journal: PathLike | None = ..., request_budget: int | None = ..., token_budget: int | None = ...,
+        cost_budget: float | None = ..., dedupe: bool = ...,
+    ) -> Answers[Any]: ...  # fmt: skip
+
     @explain_unknown_arguments
     def map(
         self,
         prompts: Iterable[Prompt],
         *,
         params: _Params | None = None,
+        response_format: Any = None,
         parse: _Parse | None = None,
+        reask: bool = True,
         deadline: float | None = None,
         progress: bool | None = None,
         journal: PathLike | None = None,
         request_budget: int | None = None,
         token_budget: int | None = None,
+        cost_budget: float | None = None,
         dedupe: bool = False,
-    ) -> Answers:
+    ) -> Answers[Any]:
         """Send every prompt and return the answers in the order of the prompts, None where a call failed.
 
         A prompt is a str, a list of message dicts, or a dict of body fields, which override ``params``, which override
-        the pool's. ``parse`` is called with each answer's text, in a thread of the pool, and its value takes the text's
-        place. A ValueError, LookupError, TypeError or AttributeError from it counts as a bad answer, and the call is
-        retried; any other exception is raised here, with the prompt's index as ``.prompt_index``. ``deadline``: seconds
-        from now; prompts not answered by then are None, with DeadlineError. ``journal``: a file to which each finished
-        call is written at once, in the format of the Batch API's output; with the same file again, only prompts without
-        a good answer in it are sent. Prompts are matched by their request body, in any order, so those with another
-        model or other parameters are sent again. ``request_budget``, ``token_budget``: once so many requests were sent,
-        or so many tokens used, nothing more is sent, and the rest fail with SpendLimitError (to limit each answer, use
-        ``params={"max_tokens": …}``); answers in flight still come in, so the tokens of at most ``max_workers`` answers
-        may be used beyond that. ``dedupe``: equal prompts are sent once; the copies cost no tokens, and share one
-        ``value``.
+        the pool's.
+
+        ``response_format``: the type of the answers' values: a pydantic model, a dataclass, a TypedDict, a Literal, an
+        Enum, or a JSON schema as a dict. It is sent as OpenAI's strict ``json_schema``; a server that rejects this gets
+        ``json_object`` and the schema in a system message. Any other dict is a field of the body, and sent as it is.
+        ``parse``: called with each answer's text, in a thread of the pool; its value takes the text's place. A
+        ValueError, LookupError, TypeError or AttributeError from it counts as a bad answer, and the call is retried;
+        any other exception is raised here, with the prompt's index as ``.prompt_index``. ``reask``: whether a retry
+        shows the model its bad answer, and why it was rejected. ``deadline``: seconds from now; prompts not answered by
+        then are None, with DeadlineError. ``journal``: a file to which each finished call is written at once, in the
+        format of the Batch API's output; with the same file again, only prompts without a good answer in it are sent.
+        Prompts are matched by their first request's body, in any order, so those with another model or other parameters
+        are sent again. ``dedupe``: equal prompts are sent once; the copies cost no tokens, and share one ``value``.
+
+        ``request_budget``, ``token_budget``: once so many requests were sent, or so many tokens used, nothing more is
+        sent, and the rest fail with SpendLimitError (to limit each answer, use ``params={"max_tokens": …}``); answers
+        in flight still come in, so the tokens of at most ``max_workers`` answers may be used beyond that.
+        ``cost_budget``: dollars, by the pool's ``prices``. The most that a request may cost is reserved before it is
+        sent, so the budget holds if requests limit their answers by ``max_tokens`` or ``max_completion_tokens``.
 
         Raises TypeError or ValueError, with its index, for a prompt that cannot be sent, before anything is sent.
         Raises JournalError for a journal that is another kind of file, in use by another run, or cannot be written.
         Any exception that ends the map, such as KeyboardInterrupt, carries the finished calls as ``.answers``.
         """
         check_prompts(prompts)
-        mapper = self._mapper(params, parse, deadline, progress, journal, request_budget, token_budget, dedupe=dedupe)
+        mapper = self._mapper(
+            params=params, response_format=response_format, parse=parse, reask=reask, deadline=deadline,
+            progress=progress, journal=journal, request_budget=request_budget, token_budget=token_budget,
+            cost_budget=cost_budget, dedupe=dedupe,
+        )  # fmt: skip
         return mapper.map(enumerate(prompts))
 
     @explain_unknown_arguments
@@ -177,12 +202,15 @@ class ChatPool:
         prompts: Iterable[Prompt],
         *,
         params: _Params | None = None,
+        response_format: Any = None,
         parse: _Parse | None = None,
+        reask: bool = True,
         deadline: float | None = None,
         progress: bool | None = None,
         journal: PathLike | None = None,
         request_budget: int | None = None,
         token_budget: int | None = None,
+        cost_budget: float | None = None,
     ) -> Iterator[ChatResult]:
         """Yield the results in the order of the prompts, while later calls are in progress.
 
@@ -191,9 +219,12 @@ class ChatPool:
         iterator cancels the calls in progress. See ``map`` for the rest.
         """
         check_prompts(prompts)
-        return self._mapper(params, parse, deadline, progress, journal, request_budget, token_budget).stream(
-            prompts, in_order=True
-        )
+        mapper = self._mapper(
+            params=params, response_format=response_format, parse=parse, reask=reask, deadline=deadline,
+            progress=progress, journal=journal, request_budget=request_budget, token_budget=token_budget,
+            cost_budget=cost_budget,
+        )  # fmt: skip
+        return mapper.stream(prompts, in_order=True)
 
     @explain_unknown_arguments
     def imap_unordered(
@@ -201,18 +232,24 @@ class ChatPool:
         prompts: Iterable[Prompt],
         *,
         params: _Params | None = None,
+        response_format: Any = None,
         parse: _Parse | None = None,
+        reask: bool = True,
         deadline: float | None = None,
         progress: bool | None = None,
         journal: PathLike | None = None,
         request_budget: int | None = None,
         token_budget: int | None = None,
+        cost_budget: float | None = None,
     ) -> Iterator[ChatResult]:
         """Yield the results as they come in; ``ChatResult.index`` is the prompt's. Otherwise like ``imap``."""
         check_prompts(prompts)
-        return self._mapper(params, parse, deadline, progress, journal, request_budget, token_budget).stream(
-            prompts, in_order=False
-        )
+        mapper = self._mapper(
+            params=params, response_format=response_format, parse=parse, reask=reask, deadline=deadline,
+            progress=progress, journal=journal, request_budget=request_budget, token_budget=token_budget,
+            cost_budget=cost_budget,
+        )  # fmt: skip
+        return mapper.stream(prompts, in_order=False)
 
     @explain_unknown_arguments
     def submit(
@@ -220,16 +257,30 @@ class ChatPool:
         prompt: Prompt,
         *,
         params: _Params | None = None,
+        response_format: Any = None,
         parse: _Parse | None = None,
+        reask: bool = True,
         deadline: float | None = None,
     ) -> Future[ChatResult]:
         """Send one prompt in the background. The Future's ``result()`` is a ChatResult, even if the call failed.
 
         ``deadline``: seconds from now, in which the time in the queue counts.
         """
-        job = self._make_job(FutureJob, params, parse, deadline)
+        job = self._make_job(FutureJob, params, parse, deadline, response_format, reask)
         job.backend.start(job, [job.builder.request(0, prompt)])
         return job.future
+
+    @overload
+    def ask(
+        self, prompt: Prompt, *, response_format: type[_T], params: _Params | None = ..., parse: None = ...,
+        reask: bool = ..., deadline: float | None = ...,
+    ) -> _T: ...  # fmt: skip
+
+    @overload
+    def ask(
+        self, prompt: Prompt, *, response_format: Any = ..., params: _Params | None = ..., parse: _Parse | None = ...,
+        reask: bool = ..., deadline: float | None = ...,
+    ) -> Any: ...  # fmt: skip
 
     @explain_unknown_arguments
     def ask(
@@ -237,7 +288,9 @@ class ChatPool:
         prompt: Prompt,
         *,
         params: _Params | None = None,
+        response_format: Any = None,
         parse: _Parse | None = None,
+        reask: bool = True,
         deadline: float | None = None,
     ) -> Any:
         """Send one prompt, in this thread, and return its answer; raise its CallError if it failed.
@@ -245,7 +298,7 @@ class ChatPool:
         ``deadline``: seconds from now, in which the time in the queue counts; then DeadlineError is raised. It does not
         interrupt ``parse``, which runs in this thread, too.
         """
-        job = self._make_job(InlineJob, params, parse, deadline)
+        job = self._make_job(InlineJob, params, parse, deadline, response_format, reask)
         try:
             result = job.run(prompt, self._callbacks.on_retry)
         finally:
@@ -256,7 +309,7 @@ class ChatPool:
             raise result.error
         return result.value
 
-    def retry(self, answers: Answers) -> Answers:
+    def retry(self, answers: Answers[_T]) -> Answers[_T]:
         """Send only the failed prompts of ``answers`` again; return answers with their new results in place."""
         if not isinstance(answers, Answers):
             raise TypeError(f"retry takes what map returned, an Answers, not {type(answers).__name__}")
@@ -264,9 +317,13 @@ class ChatPool:
             raise ConfigurationError("these answers were pickled without their parse; set answers.parse, then retry")
         items = [(result.index, result.prompt) for result in answers.results]
         known = {result.index: result for result in answers.results if result.ok}
-        again = self._mapper(answers.params, answers.parse, None, None, answers.journal, dedupe=answers.dedupe).map(
-            items, known
-        )
+        again = self._mapper(
+            params=answers.params,
+            parse=answers.parse,
+            reask=answers.reask,
+            journal=answers.journal,
+            dedupe=answers.dedupe,
+        ).map(items, known)
         again.wall += answers.wall
         again.waits = dict(Counter(answers.waits) + Counter(again.waits))
         return again
@@ -274,14 +331,7 @@ class ChatPool:
     def estimate(self, prompts: Iterable[Prompt], *, params: _Params | None = None) -> Estimate:
         """Estimate calls and tokens of these prompts; sends nothing. Raises TypeError or ValueError as ``map`` does."""
         check_prompts(prompts)
-        builder = RequestBuilder(self._settings, check_params(params))
-        calls, size, longest = 0, 0, 0.0
-        for index, prompt in enumerate(prompts):
-            size += len(builder.payload(builder.request(index, prompt)))
-            calls += 1
-            answer = longest_answer(builder.body(prompt))
-            longest += math.inf if answer is None else answer
-        return Estimate(calls, size // BYTES_A_TOKEN, int(longest) if longest < math.inf else None)
+        return estimate_run(RequestBuilder(self._settings, check_params(params)), prompts)
 
     def close(self) -> None:
         """Cancel the calls in progress, end the threads and close the connections. Closing again does nothing."""
@@ -320,8 +370,7 @@ class ChatPool:
         Closing one of them cancels its own calls; threads, connections and limits remain for the others.
         """
         settings = self._settings
-        if settings.key_is_from_environment:
-            settings = replace(settings, api_key=None)
+        settings = replace(settings, api_key=None) if settings.key_is_from_environment else settings
         return {
             **self.__dict__,
             "_settings": settings,
@@ -354,42 +403,44 @@ class ChatPool:
         user_agent = f"chatpool/{__version__}"
         if not self._is_shared:
             return Engine(self._settings, Core(self._settings, self._session, user_agent))
+        import pickle  # noqa: PLC0415 - the pool was unpickled, so that this finds it loaded
+
         key = b"" if self._session is None else pickle.dumps(self._session)
         return engine_for(self._settings, self._session, key, user_agent)
 
     def _mapper(
+        self, *, progress: bool | None = None, journal: PathLike | None = None, request_budget: int | None = None,
+        token_budget: int | None = None, cost_budget: float | None = None, dedupe: bool = False,
+        retries_failed: bool = True, repeats: frozenset[int] | None = None, **how: Any,
+    ) -> Mapper:  # fmt: skip
+        """Return the mapper of a job; ``how``: the arguments of ``_make_job``."""
+        check_run(journal, progress)
+        budget = RunBudget(request_budget, token_budget, cost_budget)
+        job = self._make_job(Job, **how)
+        job.budget = budget
+        shown = self._progress if progress is None else progress
+        return Mapper(
+            job, progress=shown, journal=journal, callbacks=self._callbacks, dedupe=dedupe,
+            retries_failed=retries_failed, repeats=repeats,
+        )  # fmt: skip
+
+    def _make_job(
         self,
+        kind: type[_J],
         params: _Params | None = None,
         parse: _Parse | None = None,
         deadline: float | None = None,
-        progress: bool | None = None,
-        journal: PathLike | None = None,
-        request_budget: int | None = None,
-        token_budget: int | None = None,
-        **how: Any,
-    ) -> Mapper:
-        job = self._make_job(Job, params, parse, deadline)
-        job.budget = RunBudget(request_budget, token_budget)
-        shown = self._progress if progress is None else progress
-        return Mapper(job, progress=shown, journal=journal, callbacks=self._callbacks, **how)
-
-    def _make_job(self, kind: type[_J], params: _Params | None, parse: _Parse | None, deadline: float | None) -> _J:
-        check_parse(parse)
+        response_format: Any = None,
+        reask: bool = True,
+    ) -> _J:
+        fields, parse_format = response_format_of(response_format)
+        check_parse(parse, has_type=parse_format is not None)
         job = kind(
             self._engine(),
-            RequestBuilder(self._settings, check_params(params)),
-            parse=parse,
+            RequestBuilder(self._settings, {**check_params(params), **fields}),
+            parse=parse or parse_format,
             deadline=check_deadline(deadline),
             max_time=self._settings.max_time,
         )
-        job.pool_id = self._pool_id
+        job.pool_id, job.reask = self._pool_id, reask
         return job
-
-
-def _has_auth(session: Session | None) -> bool:
-    """Whether a Session of the user's brings credentials."""
-    if session is None:
-        return False
-    if not hasattr(session, "prepare_request"):
-        raise ConfigurationError(f"session must be a requests.Session, not {type(session).__name__}")
-    return bool(session.auth) or has_credentials(session.headers)

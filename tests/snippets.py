@@ -38,7 +38,7 @@ class Snippet:
 
     def run(self, space: dict[str, Any]) -> None:
         """Execute the code; a traceback names the page and the line."""
-        exec(compile("\n" * (self.line - 1) + self.code, str(self.path), "exec"), space)
+        exec(compile("\n" * (self.line - 1) + self.code, str(self.path), "exec", dont_inherit=True), space)
 
     def missing(self) -> list[str]:
         """Return the imported packages that are not installed."""

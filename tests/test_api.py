@@ -8,6 +8,7 @@ import logging
 import pickle
 import subprocess
 import sys
+import sysconfig
 
 import pytest
 
@@ -38,12 +39,14 @@ NAMES = [
     "ParseError",
     "PermissionDeniedError",
     "PoolClosedError",
+    "Price",
     "QuotaExceededError",
     "RateLimitError",
     "Retry",
     "SpendLimitError",
     "Usage",
     "__version__",
+    "table",
 ]
 
 TREE = {
@@ -90,7 +93,7 @@ def test_constructor_takes_only_max_workers_by_position():
     assert {p.name: p.default for p in parameters} == {
         "max_workers": 20, "model": None, "api_key": None, "base_url": None, "system": None,
         "params": None, "headers": None, "timeout": (5, 600), "max_tries": 6, "max_time": None, "max_wait": 60,
-        "requests_per_minute": None, "tokens_per_minute": None, "session": None, "progress": None,
+        "requests_per_minute": None, "tokens_per_minute": None, "prices": None, "session": None, "progress": None,
         "on_retry": None, "on_result": None,
     }  # fmt: skip
 
@@ -98,9 +101,19 @@ def test_constructor_takes_only_max_workers_by_position():
 @pytest.mark.parametrize(("name", "more"), [("map", {"dedupe": False}), ("imap", {}), ("imap_unordered", {})])
 def test_maps_take_only_prompts_by_position(name, more):
     first, *others = list(inspect.signature(getattr(ChatPool, name)).parameters.values())[1:]
-    names = ["params", "parse", "deadline", "progress", "journal", "request_budget", "token_budget"]
+    names = [
+        "params",
+        "response_format",
+        "parse",
+        "deadline",
+        "progress",
+        "journal",
+        "request_budget",
+        "token_budget",
+        "cost_budget",
+    ]
     assert first.name == "prompts"
-    assert {p.name: p.default for p in others} == {**dict.fromkeys(names), **more}
+    assert {p.name: p.default for p in others} == {**dict.fromkeys(names), "reask": True, **more}
     assert all(p.kind is p.KEYWORD_ONLY for p in others)
 
 
@@ -149,6 +162,14 @@ def test_logger_is_silent_by_default():
 
 def test_import_loads_no_optional_modules():
     """Those for the bar, the command, the journal and the first retry are imported at their first use."""
-    later = {"tqdm", "argparse", "backoff", "asyncio", "chatpool.journal", "chatpool.testing", "chatpool._cli.main"}
+    later = {"tqdm", "argparse", "backoff", "asyncio", "pickle", "difflib"}
+    later |= {"chatpool.journal", "chatpool.testing", "chatpool._cli.main"}
     code = f"import chatpool, sys; print(sorted({later} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this Python always has the GIL")
+def test_use_leaves_the_gil_disabled(server):
+    """A free-threaded Python enables it if any module that is imported asks for it."""
+    code = f"import chatpool, sys; chatpool.ChatPool(base_url={server.url!r}).map(['a']); print(sys._is_gil_enabled())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

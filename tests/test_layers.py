@@ -17,6 +17,7 @@ LAYERS = [
     {"_http", "_files"},
     {"_scheduling"},
     {"pool"},
+    {"_tables"},
     {"results", "journal", "__init__"},
     {"_testing"},
     {"testing"},

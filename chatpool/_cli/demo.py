@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from chatpool._protocol.answers import Answers
 from chatpool.pool import ChatPool
@@ -39,7 +40,7 @@ def _reply(request: Request) -> AnyReply:
     return Reply(f"{number} × {number} = {number * number}", delay=delay)
 
 
-def _show(answers: Answers) -> None:
+def _show(answers: Answers[Any]) -> None:
     print(f"answers[:{_SHOWN_ANSWERS}] == {list(answers[:_SHOWN_ANSWERS])}")
     stalled = next(result for result in answers.results if result.prompt == _STALL)
     print(f"prompt {stalled.index} took {stalled.attempts} requests and {stalled.elapsed:.1f} s: {stalled.text}")

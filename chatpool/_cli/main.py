@@ -16,7 +16,10 @@ from dataclasses import fields
 from typing import Any
 
 from chatpool import DEFAULT_MODEL, ChatPool, __version__
+from chatpool._files.choosing import EMBEDDINGS_PATH, Choice
+from chatpool._files.inputs import FORMATS
 from chatpool._files.permissions import logger as _file_logger
+from chatpool._files.templates import Template
 from chatpool._protocol.settings import DEFAULT_TIMEOUT
 from chatpool.errors import ChatPoolError, ConfigurationError
 
@@ -26,7 +29,9 @@ _EXAMPLES = """examples:
   chatpool run prompts.txt -o answers.jsonl                one prompt a line
   chatpool run prompts.txt --text > answers.txt            plain answers, one a line
   chatpool run batch.jsonl -o output.jsonl --workers 50    an input file of OpenAI's Batch API
-  chatpool run table.csv -o answers.jsonl --dry-run        estimate calls and tokens; sends nothing
+  chatpool run table.csv -o answers.csv --template 'Translate into {lang}: {text}'
+  chatpool run table.csv -o answers.csv --limit 3          try the first three prompts
+  chatpool run table.csv -o answers.csv --dry-run          estimate calls and tokens; sends nothing
   chatpool run prompts.txt -o answers.jsonl --base-url http://localhost:8000/v1 --model llama3.2
   chatpool run prompts.txt -o answers.jsonl --dask tcp://scheduler:8786    through the workers of a cluster
   cat prompts.txt | chatpool run - -o answers.jsonl --param temperature=0 --param max_tokens=200
@@ -35,13 +40,14 @@ To continue after Ctrl-C, a crash or an edit of the input, run the same command 
 that have no good answer in OUTPUT. The API key is read from OPENAI_API_KEY. Exit codes: 0 all answered, 1 some
 failed, 2 bad usage or configuration, 130 interrupted."""
 
-_INPUT = """the prompts: an input file of the Batch API, JSONL of strings or of objects with "prompt" or "messages", CSV
-with a column "prompt", or text with one prompt a line; - is stdin"""
+_INPUT = """files of prompts: an input file of the Batch API, JSON or JSONL of strings or of objects with "prompt",
+"messages" or "input", CSV, TSV or Parquet with a column "prompt", or text with one prompt a line; may be compressed,
+or a pattern such as 'data/*.csv'; - is stdin"""
 
 
 _YesOrNo = argparse.BooleanOptionalAction
 _POOL_OPTIONS = [
-    "model", "base_url", "system", "timeout", "max_tries", "max_wait", "requests_per_minute", "tokens_per_minute",
+    "base_url", "timeout", "max_tries", "max_wait", "requests_per_minute", "tokens_per_minute",
     "progress",
 ]  # fmt: skip
 
@@ -108,14 +114,22 @@ def _add_run(commands: Any) -> None:
     )
     parser.set_defaults(run=_run)
     add = parser.add_argument
-    add("input", metavar="INPUT", help=_INPUT)
-    add("-o", "--output", metavar="OUTPUT", help="file for the answers, from which the next run continues")
+    add("input", metavar="INPUT", nargs="+", help=_INPUT)
+    add(
+        "-o",
+        "--output",
+        metavar="OUTPUT",
+        help="file for the answers, from which the next run continues; .csv, .tsv and .parquet are the input's table "
+        "with the columns answer and error, and continue from OUTPUT.chatpool.jsonl",
+    )
     add("--text", action="store_true", help="write plain answers to stdout in order, one a line; line ends become \\n")
     add("--dry-run", action="store_true", help="count the calls and tokens, and the prompts already done; send nothing")
-    add("--input-format", choices=("jsonl", "csv", "text"), help="default: by the file's extension, or its first line")
-    add("--model", help=f"model for chat prompts that name none (default: OPENAI_MODEL, or {DEFAULT_MODEL})")
+    _add_reading_options(add)
+    add("--usage", action="store_true", help="add columns for tokens and finish reason to a table")
+    add("--model", help=f"model for prompts that name none (default: OPENAI_MODEL, or {DEFAULT_MODEL})")
     add("--base-url", metavar="URL", help="base URL of the API (default: OPENAI_BASE_URL, or OpenAI's)")
-    add("--system", metavar="TEXT", help="system message before every prompt that is plain text")
+    add("--header", metavar="'NAME: VALUE'", action="append", default=[], type=_header, help="HTTP header; repeat")
+    add("--system", metavar="TEXT", help="system message before every prompt that is plain text; may have {COLUMN}s")
     add("--param", metavar="KEY=VALUE", action="append", default=[], type=_param, help="field of every body; repeat")
     add("--workers", metavar="N", type=int, default=20, help="at most N calls in flight (default: %(default)s)")
     add("--rpm", dest="requests_per_minute", metavar="N", type=float, help="at most N requests a minute")
@@ -137,6 +151,22 @@ def _add_run(commands: Any) -> None:
     )
     add("--dask", metavar="SCHEDULER", help="send through the workers of a Dask cluster: address, or scheduler file")
     add("--progress", action=_YesOrNo, help="show a bar (default: on a terminal)")
+
+
+def _add_reading_options(add: Any) -> None:
+    add("--input-format", choices=FORMATS, help="default: by the file's extension, or its first lines")
+    add("--encoding", help="encoding of text, such as cp1252 (default: UTF-8, or UTF-16 by its mark)")
+    add("--prompt-field", metavar="COLUMN", help="column or field with the prompts (default: prompt)")
+    add(
+        "--template",
+        metavar="TEXT",
+        type=_template,
+        help="make prompts of columns: 'Translate into {lang}: {text}'; @FILE reads it",
+    )
+    add("--id-field", metavar="COLUMN", help="column or field with a unique name for each row, the custom_id")
+    add("--endpoint", metavar="PATH", help=f"for prompts that name none, such as {EMBEDDINGS_PATH} (default: chat)")
+    add("--limit", metavar="N", type=int, help="send only the first N prompts, to try")
+    add("--dedupe", action="store_true", help="send equal prompts once")
 
 
 def _add_report(commands: Any) -> None:
@@ -188,11 +218,33 @@ def _run(args: argparse.Namespace) -> int:
         raise ConfigurationError("no output: pass -o OUTPUT, or --text to write plain text to stdout")
     if args.output == "-":
         raise ConfigurationError("-o needs a file, from which the next run can continue; --text writes to stdout")
-    with ChatPool(args.workers, params=dict(args.param), **_select(args, _POOL_OPTIONS)) as pool:
-        options = RunOptions(
-            pool, **_select(args, [field.name for field in fields(RunOptions) if field.name != "pool"])
-        )
+    system = Template(args.system, is_lenient=True) if args.system is not None else None
+    choice = Choice(
+        args.prompt_field,
+        args.template,
+        system if system and system.fields else None,
+        args.id_field,
+        _endpoint(args.endpoint),
+        args.model,
+    )
+    more: dict[str, Any] = {
+        "system": args.system if choice.system is None else None,
+        "model": args.model,
+    }
+    if args.header:
+        more["headers"] = dict(args.header)
+    with ChatPool(args.workers, params=dict(args.param), **more, **_select(args, _POOL_OPTIONS)) as pool:
+        names = [field.name for field in fields(RunOptions) if field.name not in ("pool", "choice")]
+        options = RunOptions(pool, **_select(args, names), choice=choice)
         return dry_run(options) if args.dry_run else run(options)
+
+
+def _endpoint(path: str | None) -> str | None:
+    """Return an endpoint's path as the Batch API writes it."""
+    if path is None:
+        return None
+    path = "/" + path.strip("/")
+    return path if path.startswith("/v1/") else "/v1" + path
 
 
 def _select(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
@@ -257,6 +309,27 @@ def _param(text: str) -> tuple[str, Any]:
         return key, json.loads(value)
     except ValueError:
         return key, value
+
+
+def _template(text: str) -> Template:
+    """Parse a template; ``@FILE`` reads it from a file."""
+    try:
+        if text.startswith("@"):
+            with open(text[1:], encoding="utf-8-sig") as file:
+                text = file.read().removesuffix("\n")
+        return Template(text)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"cannot read {text[1:]}: {error.strerror}") from None
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _header(text: str) -> tuple[str, str]:
+    """Parse NAME: VALUE."""
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME: VALUE")
+    return name.strip(), value.strip()
 
 
 def _timeout(text: str) -> float | tuple[float, float]:

@@ -6,16 +6,19 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TextIO
+from typing import Any, Callable, TextIO
 
 from chatpool._files.batch_format import digest_of
+from chatpool._files.choosing import Choice
+from chatpool._files.compaction import compact
 from chatpool._files.inputs import Input, InputError
 from chatpool._files.journal import Journal, JournalView
-from chatpool._protocol.request_builder import RequestBuilder
+from chatpool._files.tables import check_table, is_table, journal_of, write_table
+from chatpool._protocol.request_builder import Request, RequestBuilder
 from chatpool._protocol.requests import BatchRequest, estimate_tokens, path_of
 from chatpool._protocol.results import ChatResult
 from chatpool._protocol.summary import Summary, plural
@@ -23,6 +26,8 @@ from chatpool._protocol.terminal import escape_controls
 from chatpool._scheduling.mapper import Mapper
 from chatpool.errors import ConfigurationError, JournalError
 from chatpool.pool import ChatPool
+
+from .selection import EmptyLines, Outcomes, Selection
 
 _CONNECT_TIMEOUT = 10  # seconds, to a Dask scheduler
 
@@ -40,23 +45,46 @@ class RunOptions:
     """The pool of a run, and the command's arguments by their names."""
 
     pool: ChatPool
-    input: str
+    input: list[str]
     output: str | None
     text: bool
     input_format: str | None
+    encoding: str | None
     deadline: float | None
     request_budget: int | None
     token_budget: int | None
     retry_failed: bool
+    limit: int | None
+    dedupe: bool
+    usage: bool
     dask: str | None
+    choice: Choice
 
     def open_input(self) -> Input:
         """Open the input; raise ConfigurationError if the output would overwrite it."""
-        prompts = Input(self.input, self.input_format)
-        if self.output is not None and prompts.is_file(self.output):
-            prompts.close()
-            raise ConfigurationError(f"{self.output} is the input; choose another file for the output")
+        outputs = [path for path in (self.output, self.journal) if path is not None]
+        prompts = Input(
+            self.input,
+            self.input_format,
+            choice=self.choice,
+            encoding=self.encoding,
+            uses_ids=not (self.is_table or self.dedupe),  # there, the answers are matched by the prompts alone
+        )
+        for path in outputs:
+            if prompts.is_file(path):
+                prompts.close()
+                raise ConfigurationError(f"{path} is the input; choose another file for the output")
         return prompts
+
+    @property
+    def is_table(self) -> bool:
+        """Whether the output is a table, with the journal beside it."""
+        return is_table(self.output)
+
+    @property
+    def journal(self) -> str | None:
+        """The file of the journal."""
+        return journal_of(self.output)
 
     @cached_property
     def builder(self) -> RequestBuilder:
@@ -70,20 +98,29 @@ class RunOptions:
 
 def run(options: RunOptions) -> int:
     """Send every prompt and print a summary to stderr; return the exit code."""
-    summary = Summary()
     _prepare_stdout(options)
-    with closing(options.open_input()) as prompts, _open_mapper(options, prompts.check(options.digest)) as mapper:
-        try:
-            _send(options, mapper, prompts, summary)
-        except KeyboardInterrupt as error:
-            for result in _unread_results(error):
-                summary.add(result)
-            done = f"{summary.answered:,} of {plural(len(prompts), 'prompt')} answered"
-            raise RunAborted(f"interrupted: {done}; {_how_to_continue(options)}", 130) from None
-        except (JournalError, InputError) as error:
-            if not summary.prompts and not _unread_results(error):  # nothing was sent
-                raise
-            raise RunAborted(f"chatpool: {error}; {_how_to_continue(options)}", 1) from None
+    with closing(options.open_input()) as prompts:
+        _check_output(options)
+        repeats = prompts.check(options.digest, is_deduped=options.dedupe)
+        _print_notes(options, prompts)
+        selection = Selection(prompts, repeats, options.digest, limit=options.limit, is_deduped=options.dedupe)
+        summary, is_resumed = Summary(), _has_lines(options.journal)
+        with _open_mapper(options, repeats) as mapper:
+            try:
+                _send(options, mapper, selection, summary)
+            except KeyboardInterrupt as error:
+                for result in _unread_results(error):
+                    summary.add(result)
+                _write_table(options, selection)
+                done = f"{summary.answered:,} of {plural(len(selection), 'prompt')} answered"
+                raise RunAborted(f"interrupted: {done}; {_how_to_continue(options)}", 130) from None
+            except (JournalError, InputError) as error:
+                if not summary.prompts and not _unread_results(error):  # nothing was sent
+                    raise
+                raise RunAborted(f"chatpool: {error}; {_how_to_continue(options)}", 1) from None
+        _write_table(options, selection)
+        if options.output is not None and not options.is_table and is_resumed and summary.resumed < summary.prompts:
+            compact(options.output)
     for line in summary.format(mapper.wall, mapper.limited_by(summary.prompts - summary.resumed)):
         print(line, file=sys.stderr)
     return 1 if summary.failed else 0
@@ -93,12 +130,13 @@ def dry_run(options: RunOptions) -> int:
     """Print to stdout how many calls and tokens a run would take; sends and writes nothing."""
     calls = tokens = done = 0
     with closing(options.open_input()) as prompts:
-        repeats = prompts.check(options.digest)
-        path = options.output
+        repeats = prompts.check(options.digest, is_deduped=options.dedupe)
+        _print_notes(options, prompts)
+        selection = Selection(prompts, repeats, options.digest, limit=options.limit, is_deduped=options.dedupe)
+        path = options.journal
         with Journal(path, is_read_only=True) if path and os.path.exists(path) else nullcontext() as journal:
-            digest = lambda request: options.digest(request.prompt)  # noqa: E731 - shorter than a function
-            view = JournalView(journal, digest, None, retries_failed=options.retry_failed, repeats=repeats)
-            for index, prompt in enumerate(prompts):
+            view = JournalView(journal, _digest_of(options), None, retries_failed=options.retry_failed, repeats=repeats)
+            for index, prompt in enumerate(selection):
                 request = options.builder.request(index, prompt)
                 if view.find(request) is not None:
                     done += 1
@@ -110,19 +148,70 @@ def dry_run(options: RunOptions) -> int:
     return 0
 
 
+def _digest_of(options: RunOptions) -> Callable[[Request], str]:
+    return lambda request: options.digest(request.prompt)
+
+
+def _has_lines(journal: str | None) -> bool:
+    return journal is not None and os.path.exists(journal) and os.path.getsize(journal) > 0
+
+
+def _write_table(options: RunOptions, selection: Selection) -> None:
+    """Write the table that comes out, if that is what comes out."""
+    if options.output is None or options.journal is None or not options.is_table:
+        return
+    with Journal(options.journal, is_read_only=True) as journal:
+        view = JournalView(journal, _digest_of(options), None, repeats=selection.repeats)
+        outcomes = Outcomes(selection, options.builder, view)
+        try:
+            added = write_table(options.output, selection.prompts, outcomes.of, has_usage=options.usage)
+        except OSError as error:
+            message = f"chatpool: cannot write {options.output}: {error.strerror}; the answers are in {options.journal}"
+            raise RunAborted(f"{message}; {_how_to_continue(options)}", 1) from None
+    if added[:2] != ["answer", "error"]:
+        _note(f"the input has such columns already; the new ones of {options.output} are {', '.join(added)}")
+
+
+def _check_output(options: RunOptions) -> None:
+    if options.usage and not options.is_table:
+        raise ConfigurationError("--usage adds columns to a table; pass -o with a .csv, .tsv or .parquet file")
+    if options.text and options.dedupe:
+        raise ConfigurationError("--text prints a line for each prompt, --dedupe sends equal ones once; leave one out")
+    if options.limit is not None and options.limit < 1:
+        raise ConfigurationError(f"--limit must be 1 or more, not {options.limit}")
+    if options.output is not None and options.is_table:
+        check_table(options.output)
+
+
+def _print_notes(options: RunOptions, prompts: Input) -> None:
+    for note in prompts.notes():
+        _note(note)
+    if options.is_table:
+        _note(f"the journal of {options.output} is {options.journal}")
+
+
+def _note(text: str) -> None:
+    print(f"chatpool: {escape_controls(text)}", file=sys.stderr)
+
+
 def mute_stdout() -> None:
     """Discard what is still written to stdout, or Python would report the same error again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _send(options: RunOptions, mapper: Mapper, prompts: Iterable[BatchRequest], summary: Summary) -> None:
-    for result in mapper.stream(prompts, in_order=options.text):
+def _send(options: RunOptions, mapper: Mapper, selection: Selection, summary: Summary) -> None:
+    empty_lines = EmptyLines(selection.prompts)
+    for result in mapper.stream(selection, in_order=options.text):
         summary.add(result, is_resumed=result.index in mapper.resumed)
+        selection.note(result)
         if options.text:
             with _stdout(options) as stdout:
+                print(end="\n" * empty_lines.before_next(), file=stdout)
                 print(_one_line(result, is_terminal=stdout.isatty()), file=stdout, flush=stdout.isatty())
     if options.text:
         with _stdout(options) as stdout:
+            if options.limit is None:
+                print(end="\n" * empty_lines.rest(), file=stdout)
             stdout.flush()
 
 
@@ -156,7 +245,7 @@ def _stdout(options: RunOptions) -> Iterator[TextIO]:
 @contextmanager
 def _open_mapper(options: RunOptions, repeats: frozenset[int]) -> Iterator[Mapper]:
     """Yield the mapper that sends the prompts, from this process or through a cluster."""
-    common: dict[str, Any] = {"deadline": options.deadline, "journal": options.output}
+    common: dict[str, Any] = {"deadline": options.deadline, "journal": options.journal}
     common.update(retries_failed=options.retry_failed, repeats=repeats)
     if options.dask is None:
         yield options.pool._mapper(request_budget=options.request_budget, token_budget=options.token_budget, **common)

@@ -64,7 +64,7 @@ def map(
     deadline: float | None = None,
     progress: bool | None = None,
     journal: PathLike | None = None,
-) -> Answers:
+) -> Answers[Any]:
     """Send every prompt through a cluster's workers; return the answers like ``ChatPool.map``.
 
     ``pool``: its settings; ``max_workers`` is for each worker process, ``requests_per_minute`` and

@@ -8,6 +8,7 @@ Source of the format: "The request output object" in OpenAI's API reference for 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from chatpool._protocol.replies import recall_completion
-from chatpool._protocol.requests import CHAT_PATH, path_of
+from chatpool._protocol.requests import CHAT_PATH, path_of, plain_number
 from chatpool._protocol.results import Attempt, ChatResult
 from chatpool.errors import CallError, class_named
 
@@ -26,9 +27,12 @@ LINE_START = b'{"id": "'
 ID_PREFIX = b"chatpool-"
 _HEAD = re.compile(rb'\{"id": "[^"]*", "custom_id": ("(?:[^"\\]|\\.)*"), "response": ')
 _TAIL_START = b', "chatpool": {'
-_TAIL = re.compile(rb', "chatpool": \{"hash": "([0-9a-f]*)", ')
+_TAIL = re.compile(rb', "chatpool": \{"hash": "([0-9a-f]*)", ("error": ")?')
 _NO_ERROR = b', "error": null'
-_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+# Line ends to Python's splitlines and to other tools, but not to JSON.
+_LINE_ENDS = re.compile("[\x85\u2028\u2029]")
+_SUCCESS = range(200, 300)
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=plain_number)
 _encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
 
@@ -45,39 +49,65 @@ def digest_of(path: str, body: Mapping[str, Any]) -> str:
     try:
         canonical = _canonical.encode(body)
     except TypeError:  # keys that cannot be sorted, such as 1 and "b"; JSON turns all of them into strings
-        canonical = _canonical.encode(json.loads(json.dumps(body)))
+        canonical = _canonical.encode(json.loads(json.dumps(body, default=plain_number)))
     return hashlib.sha256(f"{path}\n{canonical}".encode("ascii")).hexdigest()[:32]
 
 
 def line_of(result: ChatResult, key: Key, timeline: Sequence[Attempt] = ()) -> bytes:
-    """Return the line for a result, with its newline. ``timeline``: the call's attempts, if any of them failed."""
-    error, response = result.error, None
-    if result.response is not None:
-        status = (error.status_code if error else None) or 200
-        response = {"status_code": status, "request_id": result.request_id or "", "body": result.response}
+    """Return the line for a result, with its newline. ``timeline``: the call's attempts, if any of them failed.
+
+    As the Batch API has it, an error status is a ``response``, and ``error`` is for a call without a reply, or with a
+    reply that is not an answer.
+    """
+    error, response = result.error, _response_of(result)
+    is_shown = error is not None and (response is None or response["status_code"] in _SUCCESS)
     document = {
         "id": f"{ID_PREFIX.decode()}{os.urandom(8).hex()}",
         "custom_id": key.custom_id,
         "response": response,
-        "error": None if error is None else {"code": error.code or type(error).__name__, "message": str(error)},
+        "error": {"code": error.code or type(error).__name__, "message": str(error)} if error and is_shown else None,
         "chatpool": _own_fields(result, key, timeline),
     }
+    text = _LINE_ENDS.sub(lambda found: f"\\u{ord(found[0]):04x}", _to_json(document))
     # backslashreplace turns a lone surrogate into \udc80, which is also its escape in JSON.
-    return _to_json(document).encode("utf-8", "backslashreplace") + b"\n"
+    return text.encode("utf-8", "backslashreplace") + b"\n"
+
+
+def _response_of(result: ChatResult) -> dict[str, Any] | None:
+    """Return the server's reply as the Batch API shows it; None if there was none."""
+    error, body = result.error, result.response
+    status = error.status_code if error else None
+    request_id = result.request_id or (error.request_id if error else None) or ""
+    if body is None:
+        if error is None or status is None or status in _SUCCESS:
+            return None
+        body = _load_excerpt(error.body) or {
+            "error": {"message": error.body or str(error), "type": None, "param": None, "code": error.code}
+        }
+    return {"status_code": status or 200, "request_id": request_id, "body": body}
+
+
+def _load_excerpt(excerpt: str | None) -> dict[str, Any] | None:
+    """Return the object in the excerpt of an error's body; None if it is cut off, or is not JSON."""
+    for text in (excerpt or "", (excerpt or "").replace("\\n", "\n")):  # line ends are escaped in an excerpt
+        with contextlib.suppress(ValueError, RecursionError):
+            body = json.loads(text, strict=False)
+            return body if isinstance(body, dict) else None
+    return None
 
 
 def _own_fields(result: ChatResult, key: Key, timeline: Sequence[Attempt]) -> dict[str, Any]:
-    fields: dict[str, Any] = {
-        "hash": key.digest,
-        "index": result.index,
-        "attempts": result.attempts,
-        "started": round(time.time() - result.elapsed, 3),
-        "elapsed": round(result.elapsed, 6),
-    }
+    error = result.error
+    fields: dict[str, Any] = {"hash": key.digest}
+    if error is not None:  # right after the hash, where parse_head looks for it
+        fields.update(error=type(error).__name__, message=str(error), code=error.code, status_code=error.status_code)
+    fields.update(
+        attempts=result.attempts, started=round(time.time() - result.elapsed, 3), elapsed=round(result.elapsed, 6)
+    )
     if timeline:
-        fields["tries"] = [[round(began, 3), round(ended, 3), error] for began, ended, error in timeline]
-    if result.error is not None:
-        fields.update(error=type(result.error).__name__, status_code=result.error.status_code)
+        fields["tries"] = [
+            {"began": round(began, 3), "ended": round(ended, 3), "error": name} for began, ended, name in timeline
+        ]
     return fields
 
 
@@ -99,9 +129,14 @@ def parse_head(line: bytes) -> tuple[Key, bool] | None:
     if head is not None and tail is not None and line.endswith((b"}}\n", b"}}\r\n", b"}}")):
         name = head[1].decode("utf-8", "replace")
         key = Key(json.loads(name) if "\\" in name else name[1:-1], tail[1].decode())
-        return key, line.endswith(_NO_ERROR, 0, tail.start())
+        return key, tail[2] is None and line.endswith(_NO_ERROR, 0, tail.start())
     document = parse_line(line)  # another tool may have rewritten it, with other spaces and another order
-    return None if document is None else (key_of(document), document["error"] is None)
+    return None if document is None else (key_of(document), is_answer(document))
+
+
+def is_answer(document: Mapping[str, Any]) -> bool:
+    """Whether a parsed line holds a good answer."""
+    return document["error"] is None and document["chatpool"].get("error") is None
 
 
 def key_of(document: Mapping[str, Any]) -> Key:
@@ -130,7 +165,7 @@ def result_of(document: Mapping[str, Any], index: int, prompt: Any) -> ChatResul
     """Return the result that a parsed line holds; None if it holds neither an answer nor an error."""
     own, response = document["chatpool"], document["response"] or {}
     completion = recall_completion(response.get("body"), is_chat=path_of(prompt) == CHAT_PATH)
-    error = None if document["error"] is None else _error_of(document["error"], own)
+    error = None if is_answer(document) else _error_of(document, request_id=response.get("request_id") or None)
     if error is None and completion is None:
         return None
     return ChatResult(
@@ -149,10 +184,12 @@ def result_of(document: Mapping[str, Any], index: int, prompt: Any) -> ChatResul
     )
 
 
-def _error_of(error: Mapping[str, Any], own: Mapping[str, Any]) -> CallError:
+def _error_of(document: Mapping[str, Any], *, request_id: str | None) -> CallError:
+    own, error = document["chatpool"], document["error"] or {}
     return class_named(str(own.get("error")))(
-        str(error.get("message")),
-        code=error.get("code"),
+        str(own.get("message", error.get("message"))),
+        code=own.get("code", error.get("code")),
         status_code=own.get("status_code"),
+        request_id=request_id,
         attempts=int(own.get("attempts", 1)),
     )

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from chatpool._protocol.results import PathLike
 from chatpool.errors import JournalError
 
+from .batch_format import is_answer
 from .journal import Journal
 
 _IDLE_GAP = 5.0  # seconds without a call, after which a new run begins
@@ -135,12 +136,12 @@ class History:
         self.requests += int(_number(own["attempts"]))
         began, elapsed = _number(own["started"]), _number(own["elapsed"])
         self.calls.add(began, began + elapsed)
-        self._add_attempts(began, own.get("tries") or [(0.0, elapsed, None)])
+        self._add_attempts(began, own.get("tries") or [{"began": 0.0, "ended": elapsed, "error": None}])
         self._add_tokens(began + elapsed, document["response"])
-        if counts and document["error"] is None:
+        if counts and is_answer(document):
             self.latencies.append(elapsed)
         elif counts:
-            self._add_failure(document["error"], own)
+            self._add_failure(document["error"] or own, own)
 
     def edges(self) -> list[list[float]]:
         """Divide each run into bins of about equal width; return the edges, in seconds since the epoch."""
@@ -149,8 +150,9 @@ class History:
         width = next((width for width in _BIN_WIDTHS if busy / width <= _MAX_BINS), _BIN_WIDTHS[-1])
         return [_divide(start, end, max(1, round((end - start) / width))) for start, end in runs]
 
-    def _add_attempts(self, began: float, attempts: Iterable[tuple[float, float, str | None]]) -> None:
-        for start, end, error in attempts:
+    def _add_attempts(self, began: float, attempts: Iterable[Any]) -> None:
+        for attempt in attempts:
+            start, end, error = _read_attempt(attempt)
             self.attempts.add(began + _number(start), began + _number(end))
             if error is not None:
                 self.failed_attempts[str(error)] += 1
@@ -192,6 +194,14 @@ def _number(value: Any) -> float:
     if not _is_valid(value):
         raise ValueError(value)
     return float(value)
+
+
+def _read_attempt(attempt: Any) -> tuple[Any, Any, Any]:
+    """Return when an attempt began and ended, and its error. Older versions wrote a list of the three."""
+    if isinstance(attempt, dict):
+        return attempt["began"], attempt["ended"], attempt["error"]
+    began, ended, error = attempt
+    return began, ended, error
 
 
 def _tokens(response: Any, *names: str) -> float:

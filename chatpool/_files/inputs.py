@@ -1,82 +1,104 @@
-"""Reads prompts from files: the Batch API's JSONL, JSONL of prompts, CSV, plain text. Validates a file before sending.
+"""Reads prompts from files of all kinds. Validates them all before anything is sent.
 
-A file is read twice, first to validate it and then to send it, and is never held in memory. A pipe can be read only
-once, and is copied to a temporary file.
+A file is read twice, first to validate it and then to send it, and is never held in memory.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+import glob
 import os
-import re
-import shutil
-import stat
-import sys
-import tempfile
 from array import array
-from collections.abc import Iterator
-from typing import BinaryIO, Callable, Union
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Callable, NamedTuple
 
-from chatpool._protocol.requests import CHAT_PATH, BatchRequest, check_prompt
-from chatpool.errors import ConfigurationError
+from chatpool._protocol.requests import BatchRequest
+from chatpool._protocol.summary import plural
 
+from .choosing import Choice, Chooser, Entry
 from .journal import hash64
+from .kinds import EXTENSIONS, check_text, guess_kind, kind_of_json
+from .rows import CsvRows, JsonDocuments, JsonLines, ParquetRows, Row, Rows, TextRows
+from .sources import InputError as InputError
+from .sources import Source
+from .templates import list_names
 
-_PATHS = ("/v1/", "/chat/completions", "/completions", "/embeddings", "/responses")  # Azure leaves /v1 out
-_FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".txt": "text", ".text": "text"}
-_BUFFER = 2**20  # bytes
+FORMATS = ("jsonl", "csv", "text", "parquet")
 _MAX_SHOWN = 20  # bad lines
-_BOM = b"\xef\xbb\xbf"
-# From OpenAI's API reference for chat completions, without "user" and "metadata", which mean other things in data sets.
-_BODY_FIELDS = {
-    "model", "temperature", "top_p", "n", "stop", "seed", "max_tokens", "max_completion_tokens", "presence_penalty",
-    "frequency_penalty", "logit_bias", "logprobs", "top_logprobs", "response_format", "tools", "tool_choice",
-    "parallel_tool_calls", "reasoning_effort", "service_tier", "stream", "stream_options",
-}  # fmt: skip
-
-Entry = tuple[int, Union[BatchRequest, str]]  # a line's number from 1, and its request or the problem with it
+_MAX_NAMED = 5  # rows without a prompt
 
 
-class InputError(ConfigurationError):
-    """A file of prompts cannot be read or has bad lines; the message lists them."""
+class Item(NamedTuple):
+    """A row of the input. ``file``: the number of its file. ``entry``: its request, or see ``choosing``."""
+
+    file: int
+    line: int
+    value: Any
+    entry: Entry
 
 
 class Input:
-    """The requests of one file; can be iterated several times. ``-`` is stdin."""
+    """The requests of one or more files; can be iterated several times. ``-`` is stdin; ``*`` and ``?`` match files.
 
-    def __init__(self, path: str, kind: str | None = None) -> None:
-        self.name = "stdin" if path == "-" else path
-        self._file = _open(path)
+    ``uses_ids``: whether a unique ``id`` of each row names its request.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        kind: str | None = None,
+        *,
+        choice: Choice | None = None,
+        encoding: str | None = None,
+        uses_ids: bool = True,
+    ) -> None:
+        self.files: list[Rows] = []
+        self._sources: list[Source] = []
+        self._choice, self._uses_ids = choice or Choice(), uses_ids
+        self._chooser = Chooser(self._choice)
         try:
-            self._read = {"jsonl": _read_jsonl, "csv": _read_csv, "text": _read_text}[kind or self._guess_format(path)]
-        except InputError:
+            for path in _expand(paths):
+                self._sources.append(Source(path, encoding))
+                self.files.append(self._rows(self._sources[-1], kind))
+        except BaseException:
             self.close()
             raise
-        self._count = 0
+        self.name = self._sources[0].name if len(self.files) == 1 else plural(len(self.files), "file")
+        self._count = self.rows = self.copies = 0
+        self.empty = array("Q")  # the numbers of the rows without a prompt, from 0
+        self._empty_places: list[str] = []
 
-    def check(self, digest_of: Callable[[BatchRequest], str]) -> frozenset[int]:
-        """Read the whole file; raise InputError for bad lines and for a custom_id that is used twice.
+    def check(self, digest_of: Callable[[BatchRequest], str], *, is_deduped: bool = False) -> frozenset[int]:
+        """Read everything; raise InputError for bad lines and for a name that is used twice.
 
-        Returns the ``hash64`` of the digest of each request that is repeated and has no custom_id. Takes 8 bytes for
-        each line, and at the end, for a moment, about 50.
+        Returns the ``hash64`` of the digest of each request that is repeated and has no name; ``is_deduped``: also of
+        those that have one. Takes 8 bytes for each row, or 16 if rows have an ``id``, and at the end, for a moment,
+        about 50.
         """
-        problems, names, digests = _Problems(self.name), array("Q"), array("Q")
-        for line, entry in self._entries():
+        problems, names, ids, digests = _Problems(self.name), array("Q"), array("Q"), array("Q")
+        for item in self.items():
+            entry = item.entry
+            self.rows += 1
             if isinstance(entry, str):
-                problems.add(line, entry)
-                continue
-            self._count += 1
-            if entry.custom_id is not None:
-                names.append(hash64(entry.custom_id))
+                problems.add(self._place(item), entry)
+            elif entry is None:
+                self._add_empty(item)
             else:
-                digests.append(hash64(digest_of(entry)))
+                self._count += 1
+                if entry.custom_id is not None:
+                    names.append(hash64(entry.custom_id))
+                elif (name := self._chooser.auto_id(item.value)) is not None:
+                    ids.append(hash64(name))
+                if entry.custom_id is None or is_deduped:
+                    digests.append(hash64(digest_of(entry)))
+        self._chooser.names_by_id = self._uses_ids and len(ids) == self._count and not _repeated(ids)
         self._add_duplicates(_repeated(names), problems)
         problems.raise_if_any()
         if not self._count:
-            raise InputError(f"{self.name} contains no prompts")
-        return _repeated(digests)
+            raise InputError(f"{self.name} contains no prompts" + (f"; {self._empty_note()}" if self.empty else ""))
+        repeats = _repeated(digests)
+        self.copies = sum(digest in repeats for digest in digests) - len(repeats)
+        return repeats
 
     def __len__(self) -> int:
         """The number of requests, after ``check``."""
@@ -85,60 +107,99 @@ class Input:
     def __iter__(self) -> Iterator[BatchRequest]:
         """Yield the requests. Raises InputError if the file has changed since ``check``: a bad line, more or fewer."""
         count = 0
-        for line, entry in self._entries():
-            if isinstance(entry, str):
-                raise InputError(f"{self.name} has changed: line {line}: {entry}")
+        for item in self.items():
+            if isinstance(item.entry, str):
+                raise InputError(f"{self.name} has changed: {self._place(item)}: {item.entry}")
+            if item.entry is None:
+                continue
             count += 1
             if count > self._count:
                 raise InputError(f"{self.name} has changed: it had {self._count:,} prompts, now it has more")
-            yield entry
+            yield item.entry
         if count < self._count:
             raise InputError(f"{self.name} has changed: it had {self._count:,} prompts, now it has {count:,}")
 
+    def items(self) -> Iterator[Item]:
+        """Yield every row with its request, or the problem with it."""
+        for number, rows in enumerate(self.files):
+            yield from self.items_of(number, rows)
+
+    def items_of(self, number: int, rows: Iterable[Row]) -> Iterator[Item]:
+        """Yield these rows of a file with their requests. Iterate a file once at a time: it has one position."""
+        problem = self._chooser.start(self.files[number].columns)
+        if problem is not None:
+            yield Item(number, 1, None, problem)
+            return
+        for row in rows:
+            yield Item(number, row.line, row.value, row.problem or self._chooser.entry(row.value))
+
+    def notes(self) -> list[str]:
+        """Return, after ``check``, what is not sent: columns, and rows without a prompt."""
+        notes = []
+        if self._chooser.unsent:
+            noun = "columns" if any(rows.columns for rows in self.files) else "fields"
+            notes.append(f"{noun} not sent: {list_names(list(self._chooser.unsent))}")
+        if self.empty:
+            notes.append(self._empty_note())
+        return notes
+
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the files."""
+        for source in self._sources:
+            source.close()
 
     def is_file(self, path: str) -> bool:
-        """Whether this input is the file at ``path``."""
+        """Whether the file at ``path`` is one of the input's."""
+        return any(source.is_file(path) for source in self._sources)
+
+    def _rows(self, source: Source, kind: str | None) -> Rows:
+        """Return the rows of a file, by the given kind, its first bytes, its extension or its content."""
+        if source.is_parquet or kind == "parquet":
+            return ParquetRows(source)
         try:
-            return os.path.samestat(os.fstat(self._file.fileno()), os.stat(path))
-        except OSError:
-            return False
+            return self._text_rows(source, kind)
+        except ValueError as error:
+            raise InputError(str(error)) from None
 
-    def _entries(self) -> Iterator[Entry]:
-        self._file.seek(0)
-        return self._read(self._file)
+    def _text_rows(self, source: Source, kind: str | None) -> Rows:
+        head = source.head_text()
+        found = {"jsonl": "json"}.get(kind or "", kind) or EXTENSIONS.get(source.extension)
+        if found == "json":
+            found = kind_of_json(head)
+        elif found is None or (found == "text" and kind is None and self._choice.names_columns):
+            found = guess_kind(head, source.name, is_table=self._choice.names_columns)
+        elif found == "text" and kind is None:
+            check_text(head, source.name)
+        if found == "csv":
+            return CsvRows(source, "\t" if source.extension in (".tsv", ".tab") else ",")
+        return {"lines": JsonLines, "json": JsonDocuments, "text": TextRows}[found](source)
 
-    def _guess_format(self, path: str) -> str:
-        """Return the format that the file's extension names, else JSONL or text by the first line. Never CSV."""
-        known = _FORMATS.get(os.path.splitext(path)[1].lower())
-        if known is not None:
-            return known
-        first = next((line for line in self._file if line.strip()), b"").lstrip(_BOM).strip()
-        self._file.seek(0)
-        try:
-            return "jsonl" if isinstance(json.loads(first), (dict, str, list)) else "text"
-        except (ValueError, RecursionError):
-            self._refuse_table(first)
-            return "text"
+    def _place(self, item: Item) -> str:
+        rows = self.files[item.file]
+        place = f"{rows.noun} {item.line}"
+        return place if len(self.files) == 1 else f"{rows.source.name}, {place}"
 
-    def _refuse_table(self, first: bytes) -> None:
-        """Raise InputError for a table's first line: read as text, the header and all columns would be sent."""
-        if b"prompt" in (cell.strip(b' "') for cell in re.split(b"[,;\t]", first)):
-            raise InputError(
-                f"{self.name} looks like a table; pass --input-format csv if commas separate its columns, or "
-                "--input-format text to send each line as a prompt"
-            )
+    def _add_empty(self, item: Item) -> None:
+        self.empty.append(self.rows - 1)
+        if len(self._empty_places) < _MAX_NAMED:
+            self._empty_places.append(self._place(item))
+
+    def _empty_note(self) -> str:
+        more = ", …" if len(self.empty) > len(self._empty_places) else ""
+        verb, them = ("has", "it") if len(self.empty) == 1 else ("have", "them")
+        place = ", ".join(self._empty_places)
+        return f"{plural(len(self.empty), 'row')} {verb} no prompt, and nothing is sent for {them}: {place}{more}"
 
     def _add_duplicates(self, duplicates: frozenset[int], problems: _Problems) -> None:
-        first_lines: dict[str, int] = {}
-        for line, entry in self._entries() if duplicates else ():
-            name = entry.custom_id if isinstance(entry, BatchRequest) else None
+        first_places: dict[str, str] = {}
+        for item in self.items() if duplicates else ():
+            name = item.entry.custom_id if isinstance(item.entry, BatchRequest) else None
             if name is not None and hash64(name) in duplicates:
-                first = first_lines.setdefault(name, line)
-                if first != line:
-                    problems.add(line, f"duplicate custom_id {name!r}, first used in line {first}")
+                place = self._place(item)
+                first = first_places.setdefault(name, place)
+                if first != place:
+                    field = self._choice.id_field or "custom_id"
+                    problems.add(place, f"duplicate {field} {name!r}, first used in {first}")
 
 
 class _Problems:
@@ -146,157 +207,37 @@ class _Problems:
 
     def __init__(self, name: str) -> None:
         self._name, self._count = name, 0
-        self._shown: list[tuple[int, str]] = []
+        self._shown: list[str] = []
 
-    def add(self, line: int, problem: str) -> None:
+    def add(self, place: str, problem: str) -> None:
         self._count += 1
-        self._shown = sorted([*self._shown, (line, problem)])[:_MAX_SHOWN]
+        if len(self._shown) < _MAX_SHOWN:
+            self._shown.append(f"\n  {place}: {problem}")
 
     def raise_if_any(self) -> None:
         if not self._count:
             return
-        lines = "".join(f"\n  line {line}: {problem}" for line, problem in self._shown)
         more = f"\n  and {self._count - len(self._shown):,} more" if self._count > len(self._shown) else ""
+        verb = "has" if not self._name.endswith(" files") else "have"
         noun = "one bad line" if self._count == 1 else f"{self._count:,} bad lines"
-        raise InputError(f"{self._name} has {noun}; nothing was sent:{lines}{more}")
+        raise InputError(f"{self._name} {verb} {noun}; nothing was sent:{''.join(self._shown)}{more}")
 
 
-def _open(path: str) -> BinaryIO:
-    if path == "-" and sys.stdin is None:  # closed before Python started
-        raise InputError("cannot read stdin: it is closed")
-    try:
-        file: BinaryIO = sys.stdin.buffer if path == "-" else open(path, "rb", buffering=_BUFFER)  # noqa: SIM115 - closed by Input
-        if stat.S_ISREG(os.fstat(file.fileno()).st_mode) and path != "-":
-            return file
-        spool = tempfile.TemporaryFile()  # noqa: SIM115 - likewise
-        shutil.copyfileobj(file, spool, _BUFFER)
-    except OSError as error:
-        raise InputError(f"cannot read {'stdin' if path == '-' else path}: {error.strerror}") from None
-    if path != "-":
-        file.close()
-    spool.seek(0)
-    return spool
+def _expand(paths: Sequence[str]) -> list[str]:
+    """Return the paths with patterns replaced by the files that match them, in order of their names."""
+    found: list[str] = []
+    for path in paths:
+        is_pattern = glob.has_magic(path) and not os.path.exists(path)
+        matching = sorted(glob.glob(path, recursive=True)) if is_pattern else [path]
+        if not matching:
+            raise InputError(f"no file matches {path}")
+        found.extend(matching)
+    repeated = [path for path, count in Counter(map(os.path.realpath, found)).items() if count > 1]
+    if repeated:
+        raise InputError(f"{repeated[0]} is given twice")
+    return found
 
 
 def _repeated(numbers: array[int]) -> frozenset[int]:
     ordered = sorted(numbers)
     return frozenset(number for number, after in zip(ordered, ordered[1:]) if number == after)
-
-
-def _decoded(file: BinaryIO) -> Iterator[tuple[int, str | None]]:
-    """Yield the lines that are not blank, with their numbers; None for a line that is not UTF-8."""
-    for number, raw in enumerate(file, 1):
-        line = (raw[len(_BOM) :] if number == 1 and raw.startswith(_BOM) else raw).rstrip(b"\r\n")
-        if not line.strip():
-            continue
-        try:
-            yield number, line.decode()
-        except UnicodeDecodeError:
-            yield number, None
-
-
-def _read_text(file: BinaryIO) -> Iterator[Entry]:
-    for number, line in _decoded(file):
-        yield number, "not UTF-8" if line is None else BatchRequest(line)
-
-
-def _read_jsonl(file: BinaryIO) -> Iterator[Entry]:
-    for number, line in _decoded(file):
-        try:
-            yield number, "not UTF-8" if line is None else _request(json.loads(line))
-        except json.JSONDecodeError as error:
-            yield number, f"not valid JSON: {error.msg} at column {error.colno}"
-        except RecursionError:
-            yield number, "not valid JSON: nested too deep"
-        except (ValueError, TypeError) as error:
-            # check_prompt names a prompt by its index; here the line's number does that.
-            yield number, str(error).replace("prompt -1: ", "").replace("prompt -1 ", "it ")
-
-
-def _read_csv(file: BinaryIO) -> Iterator[Entry]:
-    csv.field_size_limit(2**31 - 1)
-    text = io.TextIOWrapper(file, "utf-8-sig", newline="")
-    try:
-        rows = csv.DictReader(text, strict=True)
-        if list(rows.fieldnames or ()).count("prompt") != 1:
-            yield 1, "the first line must name the columns, separated by commas, and exactly one of them 'prompt'"
-            return
-        for row in rows:
-            yield rows.line_num, _row_request(row)
-    except csv.Error as error:
-        yield rows.line_num, f"not valid CSV: {error}"
-    except UnicodeDecodeError:
-        yield rows.line_num + 1, "not UTF-8, in this line or soon after it"
-    finally:
-        if not file.closed:
-            text.detach()  # or the wrapper would close the file
-
-
-def _row_request(row: dict[str | None, str | None]) -> BatchRequest | str:
-    """Return the request of a table's row, or the problem with it."""
-    if None in row:
-        return "more cells than columns; put double quotes around a prompt that contains commas"
-    prompt, name = row["prompt"], row.get("custom_id")
-    return BatchRequest(prompt, name or None) if prompt and prompt.strip() else "no prompt in this row"
-
-
-def _request(document: object) -> BatchRequest:
-    """Return the request of a JSON line; raise ValueError or TypeError if it has none."""
-    if not isinstance(document, dict):
-        return _prompt_request(document, None)
-    if "body" in document:
-        return _batch_request(document)
-    name = _custom_id(document)
-    if "messages" in document:
-        return _prompt_request({key: value for key, value in document.items() if key != "custom_id"}, name)
-    if "prompt" not in document:
-        raise TypeError("an object needs 'body', 'messages' or 'prompt'")
-    _refuse_body_fields(document)
-    if not isinstance(document["prompt"], (str, list)):
-        raise TypeError("'prompt' must be a string or a list of messages")
-    return _prompt_request(document["prompt"], name)
-
-
-def _prompt_request(prompt: object, name: str | None) -> BatchRequest:
-    if not isinstance(prompt, (str, list, dict)):
-        raise TypeError(f"a prompt is a string, a list of messages or an object, not {json.dumps(prompt)[:40]}")
-    check_prompt(prompt, -1)
-    if isinstance(prompt, dict):
-        _refuse_streaming(prompt)
-    return BatchRequest(prompt, name)
-
-
-def _batch_request(document: dict[str, object]) -> BatchRequest:
-    """Read a line of the Batch API's input ("The request input object" in OpenAI's API reference)."""
-    body, path = document["body"], document.get("url", CHAT_PATH)
-    if not isinstance(body, dict):
-        raise TypeError("'body' must be an object")
-    if document.get("method", "POST") != "POST":
-        raise ValueError("'method' must be POST")
-    if not isinstance(path, str) or not path.startswith(_PATHS):
-        raise ValueError(f"'url' must be a path such as {CHAT_PATH}")
-    request = BatchRequest(body, _custom_id(document), path)
-    check_prompt(request, -1)
-    _refuse_streaming(body)
-    return request
-
-
-def _custom_id(document: dict[str, object]) -> str | None:
-    name = document.get("custom_id")
-    if name is not None and (not isinstance(name, str) or not name):
-        raise TypeError("'custom_id' must be a non-empty string")
-    return name
-
-
-def _refuse_body_fields(document: dict[str, object]) -> None:
-    """Beside "prompt", ignore other columns of a data set, but no field that was meant to be sent."""
-    ignored = sorted(_BODY_FIELDS & document.keys())
-    if ignored:
-        raise ValueError(
-            f"{ignored[0]!r} would not be sent; use 'messages' in place of 'prompt', or pass --param {ignored[0]}=…"
-        )
-
-
-def _refuse_streaming(body: dict[str, object]) -> None:
-    if body.get("stream"):
-        raise ValueError("'stream' is not supported; answers are read whole")

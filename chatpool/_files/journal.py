@@ -60,12 +60,12 @@ class Journal:
         self._syncer: Syncer | None = None
         with contextlib.ExitStack() as stack:  # closes the files if a later step fails
             flags = os.O_RDONLY if is_read_only else os.O_RDWR
-            self._file = stack.enter_context(_open(self.path, flags if is_read_only else flags | _APPEND))
+            self._file = stack.enter_context(open_file(self.path, flags if is_read_only else flags | _APPEND))
             _open_journals.add(self)  # from now on a forked child has something to close
             # Opened a second time, because writing moves the position at which the first one reads.
-            self._reader = stack.enter_context(io.BufferedReader(_open(self.path, flags), 2**15))
+            self._reader = stack.enter_context(io.BufferedReader(open_file(self.path, flags), 2**15))
             if not is_read_only:
-                _lock(self._file.fileno(), self.path)
+                lock(self._file.fileno(), self.path)
             self._index, self._end = scan(self._reader, self.path)
             if not is_read_only:
                 make_private(self._file.fileno(), self.path)
@@ -130,7 +130,7 @@ class Journal:
             if self._is_closed:
                 return
             self._is_closed = True
-        _unlock(self._file.fileno())
+        unlock(self._file.fileno())
         self._file.close()
         self._reader.close()
         if self._syncer is not None:
@@ -193,11 +193,8 @@ class JournalView:
 
     def find(self, request: Request) -> ChatResult | None:
         """Return the journal's result for the next prompt, None if it has to be sent. Call once a prompt, in order."""
-        key = self._keys[request.index] = self._key(request)
-        document = self._journal.find(key) if self._journal else None
-        if document is None or key_of(document) != key:
-            return None
-        result = result_of(document, request.index, request.prompt)
+        key = self._keys[request.index] = self.key(request)
+        result = self.read(request, key)
         if result is None or (self._retries_failed and not result.ok):
             return None
         result = self._parsed(result)
@@ -205,13 +202,24 @@ class JournalView:
             del self._keys[request.index]
         return result
 
+    def read(self, request: Request, key: Key) -> ChatResult | None:
+        """Return the result of a request that the journal holds, good or not; None without any."""
+        for known in (key, *_other_keys(request.prompt, key)):
+            document = self._journal.find(known) if self._journal else None
+            if document is not None and key_of(document) == known:
+                result = result_of(document, request.index, request.prompt)
+                if known == key or (result is not None and result.ok):
+                    return result
+        return None
+
     def record(self, result: ChatResult, timeline: Sequence[Attempt] = ()) -> None:
         """Write a finished call's line. A call that was cancelled is not finished."""
         key = self._keys.pop(result.index)
         if self._journal and not isinstance(result.error, (NotSentError, DeadlineError)):
             self._journal.append(line_of(result, key, timeline))
 
-    def _key(self, request: Request) -> Key:
+    def key(self, request: Request) -> Key:
+        """Return the key of the next prompt. Call once a prompt, in order."""
         digest, prompt = self._digest_of(request), request.prompt
         if isinstance(prompt, BatchRequest) and prompt.custom_id is not None:
             return Key(prompt.custom_id, digest)
@@ -232,6 +240,14 @@ class JournalView:
         except Exception as error:
             error.prompt_index = result.index  # type: ignore[attr-defined]
             raise
+
+
+def _other_keys(prompt: Any, key: Key) -> list[Key]:
+    """Return the keys that a request had if its input was read another way: with or without a name for each row."""
+    alias = getattr(prompt, "alias", None)
+    if alias is None:
+        return []
+    return [Key(key.digest if prompt.custom_id is not None else alias, key.digest)]
 
 
 def scan(reader: BinaryIO, path: str) -> tuple[dict[int, int], int]:
@@ -290,7 +306,8 @@ def _hash_of_key(key: Key) -> int:
     return hash64(f"{key.custom_id} {key.digest}")
 
 
-def _open(path: str, flags: int) -> io.FileIO:
+def open_file(path: str, flags: int) -> io.FileIO:
+    """Open a journal's file, which must be a regular one."""
     try:
         # Without O_NONBLOCK, opening a pipe would wait for its other end before the pipe can be refused.
         fd = os.open(path, flags | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0), PRIVATE)
@@ -302,7 +319,8 @@ def _open(path: str, flags: int) -> io.FileIO:
     return io.FileIO(fd, "r" if flags == os.O_RDONLY else "r+")
 
 
-def _lock(fd: int, path: str) -> None:
+def lock(fd: int, path: str) -> None:
+    """Lock a journal; raise JournalError if another run has it."""
     if fcntl is None:
         return
     try:
@@ -310,16 +328,27 @@ def _lock(fd: int, path: str) -> None:
     except OSError as error:
         if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
             raise _failure(path, "locked", error) from None
-        raise JournalError(
-            f"the journal {path} is in use by another run; wait until it ends, or use another file"
-        ) from None
+        raise _in_use(path) from None
+    if not _is_at(fd, path):  # another run has just compacted it, into a new file
+        raise _in_use(path)
 
 
-def _unlock(fd: int) -> None:
+def _is_at(fd: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except OSError:
+        return False
+
+
+def unlock(fd: int) -> None:
     """Release the lock at once. Closing does not, while a child forked a moment ago has its copy of the file open."""
     if fcntl is not None:
         with contextlib.suppress(OSError):
             fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def _in_use(path: str) -> JournalError:
+    return JournalError(f"the journal {path} is in use by another run; wait until it ends, or use another file")
 
 
 def _failure(path: str, action: str, error: OSError) -> JournalError:

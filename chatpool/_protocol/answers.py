@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Iterable, Mapping
-from typing import Any, Callable
+from typing import Any, Callable, Optional, TypeVar
 
 from chatpool.errors import NotSentError
 
@@ -16,13 +17,16 @@ from .summary import Summary
 UNPICKLABLE_PARSE: Any = "this parse could not be pickled"
 
 
-class Answers(list[Any]):
+_T = TypeVar("_T")
+
+
+class Answers(list[Optional[_T]]):
     """The answers of one map, in the order of the prompts; None where a call failed.
 
     A list in every respect, so ``==``, JSON and pandas work. ``results``: a ``ChatResult`` for every prompt. ``wall``:
     seconds that the map took. ``limited_by``: its bottleneck. ``waits``: seconds spent waiting, summed over calls, by
-    cause. ``resumed``: indexes of the answers that came from the journal. ``params``, ``parse``, ``journal`` and
-    ``dedupe`` are kept for ``ChatPool.retry``.
+    cause. ``resumed``: indexes of the answers that came from the journal. ``params``, ``parse``, ``reask``, ``journal``
+    and ``dedupe`` are kept for ``ChatPool.retry``.
     """
 
     def __init__(
@@ -37,6 +41,7 @@ class Answers(list[Any]):
         journal: str | os.PathLike[str] | None = None,
         resumed: Iterable[int] = (),
         dedupe: bool = False,
+        reask: bool = True,
     ) -> None:
         self.results: list[ChatResult] = list(results)
         super().__init__(result.value for result in self.results)
@@ -44,7 +49,7 @@ class Answers(list[Any]):
         self.limited_by = limited_by
         self.waits: dict[str, float] = dict(waits or {})
         self.params, self.parse, self.journal = params, parse, journal
-        self.resumed, self.dedupe = frozenset(resumed), dedupe
+        self.resumed, self.dedupe, self.reask = frozenset(resumed), dedupe, reask
 
     @property
     def failures(self) -> list[ChatResult]:
@@ -55,6 +60,20 @@ class Answers(list[Any]):
     def usage(self) -> Usage:
         """The tokens of all results, summed."""
         return sum((result.usage for result in self.results if result.usage), Usage())
+
+    @property
+    def cost(self) -> float | None:
+        """The dollars for all results, summed, as far as they are known; None if none is."""
+        costs = [result.cost for result in self.results if result.cost is not None]
+        return math.fsum(costs) if costs else None
+
+    def to_records(self) -> list[dict[str, Any]]:
+        """Return a dict for each prompt, for ``pandas.DataFrame`` or a CSV file: plain values, no exceptions.
+
+        Its keys: index, prompt, answer, error (its class and message), finish_reason, prompt_tokens, completion_tokens,
+        cached_tokens, reasoning_tokens, cost (dollars), attempts, elapsed (seconds).
+        """
+        return [_record_of(result) for result in self.results]
 
     def raise_for_failures(self) -> None:
         """Raise the first failure, if there is one; its message includes the number of failures.
@@ -88,3 +107,21 @@ class Answers(list[Any]):
         except Exception:  # noqa: BLE001 - PicklingError, AttributeError, TypeError, or what the object raises
             state["parse"] = UNPICKLABLE_PARSE
         return state
+
+
+def _record_of(result: ChatResult) -> dict[str, Any]:
+    usage = result.usage or Usage()
+    return {
+        "index": result.index,
+        "prompt": result.prompt,
+        "answer": result.value,
+        "error": None if result.error is None else f"{type(result.error).__name__}: {result.error}",
+        "finish_reason": result.finish_reason,
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "reasoning_tokens": usage.reasoning_tokens,
+        "cost": result.cost,
+        "attempts": result.attempts,
+        "elapsed": result.elapsed,
+    }

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .dialects import BROKEN_OFF, finish_meaning
 from .message import content_text, has_other_content, reasoning_text, refusal_text
@@ -16,8 +15,7 @@ ANSWER_FIELDS = ("output", "choices", "data", "results", "embeddings")
 _NATIVE_REASONS = ("native_finish_reason", "provider_specific_fields")
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """The answer in a reply. ``text``: None if the content is not valid.
 
     ``finish_reason``: in OpenAI's words, if the tables have the server's. ``has_content``: whether there is any answer.

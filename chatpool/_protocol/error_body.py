@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .shown import show_name
 
@@ -36,8 +35,7 @@ _LONGEST_MESSAGE = 4000  # characters that are read
 _DEEPEST = 6
 
 
-@dataclass(frozen=True)
-class ErrorBody:
+class ErrorBody(NamedTuple):
     """An error as a body describes it. ``names``: its codes and types, the outermost first, safe to show."""
 
     message: str

@@ -37,7 +37,7 @@ PERMANENT_RESPONSE_CODES = frozenset({"refusal", "content_filter", "length", "to
 _TRANSIENT = frozenset(status for status, _, _ in TRANSIENT_STATUSES)
 _OVERLOAD = frozenset(status for status, _, _ in OVERLOAD_STATUSES)
 _OUTAGE = frozenset({424, 499})  # in addition to every 5xx
-_ACCOUNT_WORDS = re.compile(r"(\b|_)(key|project|organi[sz]ation|account|team|workspace|country)(\b|_)", re.IGNORECASE)
+_ACCOUNT_WORDS = r"(?i)(\b|_)(key|project|organi[sz]ation|account|team|workspace|country)(\b|_)"
 
 
 def is_transient(error: CallError) -> bool:
@@ -58,7 +58,7 @@ def is_fatal_for_all(error: CallError) -> bool:
     if isinstance(error, (AuthenticationError, QuotaExceededError)):
         return True
     if isinstance(error, PermissionDeniedError):
-        return _ACCOUNT_WORDS.search(f"{error.code} {error}") is not None
+        return re.search(_ACCOUNT_WORDS, f"{error.code} {error}") is not None
     if isinstance(error, APIConnectionError):
         return error.code in FATAL_CONNECTION_CODES
     return error.status_code == 407  # the proxy requires authentication

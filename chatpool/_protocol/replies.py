@@ -7,8 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any, NamedTuple, Union
 
 from chatpool.errors import CallError, InvalidResponseError
 
@@ -24,8 +23,7 @@ from .waits import header_delay
 _Reader = Callable[[dict[str, Any]], Union[Answer, None]]
 
 
-@dataclass(frozen=True)
-class Completion:
+class Completion(NamedTuple):
     """A completion, whether or not its content is an answer.
 
     ``finish_reason``: in OpenAI's words, if the tables have the server's. ``has_content``: whether there is any answer.

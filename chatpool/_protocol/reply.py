@@ -7,7 +7,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from chatpool.errors import CallError
@@ -32,15 +31,23 @@ def _unchanged(text: str) -> str:
     return text
 
 
-@dataclass(frozen=True)
 class Reply:
-    """A complete HTTP reply. ``headers``: lookups ignore case. ``redact``: removes secrets from a text."""
+    """A complete HTTP reply.
 
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-    redact: Callable[[str], str] = field(default=_unchanged, repr=False)
-    base_url: str = ""  # safe to show
+    ``headers``: lookups ignore case. ``redact``: removes secrets from a text. ``base_url``: safe to show.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        headers: Mapping[str, str],
+        body: bytes,
+        redact: Callable[[str], str] = _unchanged,
+        base_url: str = "",
+    ) -> None:
+        self.status, self.headers, self.body = status, headers, body
+        self.redact, self.base_url = redact, base_url
+        self._json: tuple[Any, str | None] | None = None
 
     @property
     def is_success(self) -> bool:
@@ -116,10 +123,9 @@ class Reply:
 
     def _parsed(self) -> tuple[Any, str | None]:
         # Not a cached_property: before Python 3.12 it has a lock for all instances, which a fork could copy while held.
-        parsed: tuple[Any, str | None] | None = self.__dict__.get("_json")
-        if parsed is None:
-            parsed = self.__dict__["_json"] = _parse_json(self.body)
-        return parsed
+        if self._json is None:
+            self._json = _parse_json(self.body)
+        return self._json
 
 
 def _parse_json(body: bytes) -> tuple[Any, str | None]:

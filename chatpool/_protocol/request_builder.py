@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .requests import CHAT_PATH, BatchRequest, build_body, check_shape, encode, path_of
+from .prices import Price
+from .requests import (
+    BYTES_A_TOKEN,
+    CHAT_PATH,
+    BatchRequest,
+    build_body,
+    check_shape,
+    encode,
+    estimate,
+    longest_answer,
+    path_of,
+)
+from .results import Estimate
 from .settings import Settings
 
 
@@ -36,7 +49,7 @@ class RequestBuilder:
     def __init__(self, settings: Settings, params: Mapping[str, Any]) -> None:
         self._system = settings.system
         self.params = {**settings.params, **params}
-        self._model = settings.model
+        self._model, self._prices = settings.model, settings.prices
         self._default_model = str(self.params.get("model", settings.model))
 
     def request(self, index: int, prompt: Any) -> Request:
@@ -57,8 +70,37 @@ class RequestBuilder:
             request.payload = encode(self.body(request.prompt), f"prompt {request.index}")
         return request.payload
 
+    def price(self, request: Request) -> Price | None:
+        """Return the price of a request's model, if it is known."""
+        return self._prices.get(request.model)
+
+    def most_cost(self, request: Request, payload: bytes) -> float:
+        """Return the most dollars that a request may cost, if it limits its answer; else those for its prompt alone.
+
+        A token has one byte at least. Pictures and the like are a guess.
+        """
+        price, body = self.price(request), self.body(request.prompt)
+        if price is None:
+            return 0.0
+        return price.most(len(payload) + estimate(payload, body).media, longest_answer(body) or 0)
+
     def _model_of(self, prompt: Any) -> str:
         fields = prompt.prompt if isinstance(prompt, BatchRequest) else prompt
         if isinstance(fields, dict) and "model" in fields:
             return str(fields["model"])
         return "" if path_of(prompt) != CHAT_PATH else self._default_model
+
+
+def estimate_run(builder: RequestBuilder, prompts: Iterable[Any]) -> Estimate:
+    """Estimate the calls, tokens and dollars of a run in which no attempt fails."""
+    calls = size = 0
+    longest = cost = 0.0  # infinite if one request sets no limit, or has no price
+    for index, prompt in enumerate(prompts):
+        request = builder.request(index, prompt)
+        length, price = len(builder.payload(request)), builder.price(request)
+        answer = longest_answer(builder.body(prompt))
+        calls, size = calls + 1, size + length
+        longest += math.inf if answer is None else answer
+        cost += math.inf if answer is None or price is None else price.most(length // BYTES_A_TOKEN, answer)
+    most_tokens = int(longest) if longest < math.inf else None
+    return Estimate(calls, size // BYTES_A_TOKEN, most_tokens, cost if cost < math.inf else None)

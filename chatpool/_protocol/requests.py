@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -15,9 +16,19 @@ BYTES_A_TOKEN = 4
 TOKENS_A_PICTURE = 1000  # a guess; OpenAI counts 85 tokens for a small picture, about 1,100 for a large one
 _MISSING = ("NoneType", "NAType", "NaTType")  # types of None and of pandas' missing values
 _VERSION = "/v1"
-_MEDIA_TYPE = re.compile(r"image|audio|video|file|document")
-_BASE64 = re.compile(r"data:|[A-Za-z0-9+/=_-]{100}")
-_encoder = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
+_MEDIA_TYPE = r"image|audio|video|file|document"
+_BASE64 = r"data:|[A-Za-z0-9+/=_-]{100}"
+_ROW_HINT = "; if this is a row of a table, make a text of it, or use chatpool.table(frame, '{column}')"
+
+
+def plain_number(value: Any) -> Any:
+    """Return a numpy scalar as Python's number, for JSON; raise TypeError for anything else."""
+    if getattr(value, "shape", None) == () and callable(getattr(value, "item", None)):
+        return value.item()
+    raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+
+
+_encoder = json.JSONEncoder(allow_nan=False, separators=(",", ":"), default=plain_number)
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,8 @@ def check_prompts(prompts: Any) -> None:
         raise TypeError(
             f'prompts is a whole {type(prompts).__name__}; pass one of its columns, such as frame["prompt"]'
         )
+    if type(prompts).__module__.partition(".")[0] == "pyarrow":  # iterating yields pyarrow's scalars, not text
+        raise TypeError(f"prompts is a pyarrow {type(prompts).__name__}; pass prompts.to_pylist()")
     if isinstance(prompts, Mapping) and not {"messages", "role"} & set(prompts):
         raise TypeError(
             f"prompts is a {type(prompts).__name__}; pass a series of prompts, such as list(prompts.values())"
@@ -44,6 +57,8 @@ def check_prompts(prompts: Any) -> None:
             f"prompts is one {type(prompts).__name__}, not a series of prompts; "
             "put it in a list, or send a single prompt with ask()"
         )
+    if inspect.isgenerator(prompts) and inspect.getgeneratorstate(prompts) == inspect.GEN_CLOSED:
+        raise ValueError("prompts is a generator that was read before, so it yields nothing; make a new one, or a list")
     if not isinstance(prompts, Iterable):
         raise TypeError(f"prompts must be an iterable of prompts, not {type(prompts).__name__}")
 
@@ -66,11 +81,13 @@ def check_shape(prompt: Any, index: int) -> None:
         return
     if isinstance(prompt, dict):
         if "messages" not in prompt:
-            hint = "; a single message goes in a list" if "role" in prompt else ""
+            hint = "; a single message goes in a list" if "role" in prompt else _ROW_HINT
             raise TypeError(f"prompt {index}: a dict prompt holds body fields and needs 'messages'{hint}")
     elif isinstance(prompt, list):
         if not prompt or not all(isinstance(message, dict) for message in prompt):
             raise TypeError(f"prompt {index}: a list prompt must be a non-empty list of message dicts")
+        if not all("role" in message for message in prompt):
+            raise TypeError(f"prompt {index}: each message of a list prompt needs a 'role'{_ROW_HINT}")
     else:
         raise TypeError(
             f"prompt {index}: a prompt is a str, a list of message dicts or a dict of body fields, "
@@ -155,7 +172,7 @@ def estimate_tokens(payload: bytes, body: Mapping[str, Any]) -> int:
 def _media(value: Any) -> tuple[int, int]:
     """Return the number of pictures, audio and files, and their bytes of base64."""
     if isinstance(value, dict):
-        if _MEDIA_TYPE.search(str(value.get("type", ""))):
+        if re.search(_MEDIA_TYPE, str(value.get("type", ""))):
             return 1, _base64_bytes(value)
         value = list(value.values())
     if not isinstance(value, list):
@@ -166,7 +183,7 @@ def _media(value: Any) -> tuple[int, int]:
 
 def _base64_bytes(value: Any) -> int:
     if isinstance(value, str):
-        return len(value) if _BASE64.match(value) else 0
+        return len(value) if re.match(_BASE64, value) else 0
     if isinstance(value, dict):
         value = list(value.values())
     return sum(_base64_bytes(part) for part in value) if isinstance(value, list) else 0

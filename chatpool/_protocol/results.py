@@ -69,7 +69,8 @@ class ChatResult:
     the token limit. ``usage``: tokens of all attempts, summed; None if the server sent no usage. ``response``: the
     server's reply as a dict, also of a failed call if the reply was JSON. ``request_id``: the server's id of the
     request. ``attempts``: HTTP requests sent. ``elapsed``: seconds from the first of them to the outcome, waits
-    included. ``error``: why the call failed, or None. ``unanswered``: requests that chatpool stopped waiting for, at a
+    included. ``error``: why the call failed, or None. ``cost``: dollars for all attempts: what the server reports, else
+    by the pool's ``prices``; None if neither is known. ``unanswered``: requests that chatpool stopped waiting for, at a
     time limit or because the call was cancelled; the server may charge for them.
     """
 
@@ -85,6 +86,7 @@ class ChatResult:
     attempts: int
     elapsed: float
     error: CallError | None
+    cost: float | None = None
     unanswered: int = 0
 
     @property
@@ -102,7 +104,8 @@ class ChatResult:
 
     def for_duplicate(self, index: int, prompt: Any) -> ChatResult:
         """Return the result of an equal prompt that was not sent: the same answer, at no cost."""
-        return replace(self, index=index, prompt=prompt, usage=None, attempts=0, elapsed=0.0, unanswered=0)
+        cost = None if self.cost is None else 0.0
+        return replace(self, index=index, prompt=prompt, usage=None, attempts=0, elapsed=0.0, cost=cost, unanswered=0)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Before Python 3.11, pickle cannot restore a frozen dataclass with slots.
@@ -129,8 +132,10 @@ class Estimate:
     """The cost of a map in which no attempt fails. Prompt tokens are estimated as one for four bytes of the request.
 
     ``most_completion_tokens``: tokens of the longest answers that the requests allow; None if a request sets no limit.
+    ``most_cost``: dollars for both, by the pool's ``prices``; None without a limit, or without a price for a model.
     """
 
     calls: int
     prompt_tokens: int
     most_completion_tokens: int | None
+    most_cost: float | None = None

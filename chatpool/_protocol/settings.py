@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
-from typing import Any, Callable, Union
+from typing import Any, Callable, TypeVar, Union
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from chatpool.errors import ConfigurationError
 
+from .prices import Price, Prices, check_prices
 from .requests import CHAT_PATH, encode
 
 # Small, current, and without an announced shutdown; OpenAI's own replacement for gpt-4o-mini, which ends on 2027-01-14
@@ -25,8 +28,10 @@ DEFAULT_MAX_WAIT = 60.0  # seconds
 
 _CREDENTIAL_HEADERS = frozenset({"authorization", "api-key", "x-api-key"})
 _CHAT = "/chat/completions"
+_ONE_SERVER = "; a pool has one server: make a pool for each, or put a load balancer before them"
 _OR_CALLABLE = {"api_key": " or a function that returns one"}
 
+_N = TypeVar("_N", int, float)
 Timeout = Union[float, tuple[float, float]]
 ApiKey = Union[str, Callable[[], str]]
 
@@ -52,6 +57,7 @@ class Settings:
     max_wait: float
     requests_per_minute: float | None
     tokens_per_minute: float | None
+    prices: Mapping[str, Price] = field(repr=False)
 
     @property
     def chat_url(self) -> str:
@@ -102,6 +108,7 @@ def make_settings(
     max_wait: float,
     requests_per_minute: float | None,
     tokens_per_minute: float | None,
+    prices: Prices | None,
     has_own_auth: bool,
 ) -> Settings:
     """Validate every setting and read the environment; raise ConfigurationError for an invalid setting.
@@ -113,7 +120,7 @@ def make_settings(
     has_own_auth = has_own_auth or has_credentials(headers)
     connect, read = _check_timeout(timeout)
     settings = Settings(
-        max_workers=_check_count("max_workers", max_workers),
+        max_workers=check_count("max_workers", max_workers),
         model=_check_text("model", _find_model(model)),
         api_key=None if api_key is None or callable(api_key) else check_key("api_key", api_key),
         ask_key=api_key if callable(api_key) else None,
@@ -125,11 +132,12 @@ def make_settings(
         headers=headers,
         connect_timeout=connect,
         read_timeout=read,
-        max_tries=_check_count("max_tries", max_tries),
+        max_tries=check_count("max_tries", max_tries),
         max_time=_check_seconds("max_time", max_time, optional=True),
         max_wait=_check_seconds("max_wait", max_wait, zero=True) or 0.0,
         requests_per_minute=_check_seconds("requests_per_minute", requests_per_minute, optional=True, unit=""),
         tokens_per_minute=_check_seconds("tokens_per_minute", tokens_per_minute, optional=True, unit=""),
+        prices=check_prices(prices),
     )
     return find_key(settings)
 
@@ -157,12 +165,23 @@ def has_credentials(headers: Iterable[str]) -> bool:
     return any(name.lower() in _CREDENTIAL_HEADERS for name in headers)
 
 
+def session_has_auth(session: Any) -> bool:
+    """Whether a Session of the user's brings credentials; raise ConfigurationError for anything but a Session."""
+    if session is None:
+        return False
+    if not hasattr(session, "prepare_request"):
+        raise ConfigurationError(f"session must be a requests.Session, not {type(session).__name__}")
+    return bool(session.auth) or has_credentials(session.headers)
+
+
 def check_params(params: Mapping[str, Any] | None) -> Mapping[str, Any]:
     """Return a copy of the body parameters."""
     if params is None:
         return {}
     if not isinstance(params, Mapping) or not all(isinstance(name, str) for name in params):
         raise ConfigurationError('params must be a dict of body parameters, such as {"temperature": 0}')
+    if "messages" in params:
+        raise ConfigurationError("params must not hold 'messages'; pass the messages as a prompt")
     if params.get("stream"):
         raise ConfigurationError("params: stream=True is not supported; leave it out, answers are read whole")
     try:
@@ -172,15 +191,27 @@ def check_params(params: Mapping[str, Any] | None) -> Mapping[str, Any]:
     return dict(params)
 
 
+def check_run(journal: Any, progress: Any) -> None:
+    """Raise ConfigurationError for a ``journal`` that is no path, or a ``progress`` that is neither True nor False."""
+    if journal is not None and not isinstance(journal, (str, os.PathLike)):
+        raise ConfigurationError(f"journal must be the path of a file, not {journal!r} ({type(journal).__name__})")
+    if journal is not None and not os.fspath(journal):
+        raise ConfigurationError("journal must be the path of a file; it is empty")
+    if not isinstance(progress, bool) and progress is not None:
+        raise ConfigurationError(f"progress must be True, False or None, not {progress!r}")
+
+
 def check_deadline(deadline: float | None) -> float | None:
     """Return the deadline in seconds, or None."""
     return _check_seconds("deadline", deadline, optional=True, zero=True)
 
 
-def check_parse(parse: Callable[[str], Any] | None) -> None:
-    """Raise ConfigurationError if ``parse`` is not callable."""
+def check_parse(parse: Callable[[str], Any] | None, *, has_type: bool = False) -> None:
+    """Raise ConfigurationError if ``parse`` is not callable, or the ``response_format`` is a type already."""
     if parse is not None and not callable(parse):
         raise ConfigurationError(f"parse must be a function of the answer's text, not {type(parse).__name__}")
+    if parse is not None and has_type:
+        raise ConfigurationError("pass parse or a type as response_format, not both: each makes the answer's value")
 
 
 def check_hook(name: str, hook: Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:
@@ -228,7 +259,9 @@ def _check_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
 
 def _check_base_url(url: str) -> str:
     if not isinstance(url, str):
-        raise ConfigurationError(f"base_url must be a str, not {type(url).__name__}")
+        raise ConfigurationError(f"base_url must be a str, not {type(url).__name__}{_ONE_SERVER}")
+    if re.search(r",\s*(https?://|$)", url) or "," in urlsplit(url.strip().partition("?")[0]).netloc:
+        raise ConfigurationError(f"base_url has several addresses, separated by commas{_ONE_SERVER}")
     parts = _split(url.strip())
     if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigurationError("base_url must look like https://host/v1, with http or https and a host")
@@ -261,17 +294,34 @@ def _check_seconds(
 ) -> float | None:
     if seconds is None and (optional or name == "timeout"):
         return None
-    number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
-    if not number or not math.isfinite(seconds) or seconds < 0 or (seconds == 0 and not zero):
+    number = _number(float, seconds)
+    if number is None or not math.isfinite(number) or number < 0 or (number == 0 and not zero):
         bound = "0 or more" if zero else "more than 0"
         raise ConfigurationError(f"{name} must be a number{unit}, {bound}, not {seconds!r}")
-    return float(seconds)
+    return number
 
 
-def _check_count(name: str, count: int) -> int:
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+def check_count(name: str, count: Any) -> int:
+    """Return a whole number of 1 or more, also from numpy's integers; raise ConfigurationError for anything else."""
+    number = _number(operator.index, count)
+    if number is None or number < 1:
         raise ConfigurationError(f"{name} must be a whole number, 1 or more, not {count!r}")
-    return count
+    return number
+
+
+def check_amount(name: str, amount: Any) -> float:
+    """Return a number of dollars of more than 0."""
+    dollars = _check_seconds(name, amount, unit=" of dollars")
+    assert dollars is not None
+    return dollars
+
+
+def _number(convert: Callable[[Any], _N], value: Any) -> _N | None:
+    """Return a number, also from numpy's scalars; None for anything else: True is no number, nor is a str."""
+    try:
+        return None if isinstance(value, (bool, str, bytes)) or value.__class__.__name__ == "bool" else convert(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def _check_text(name: str, text: str) -> str:

@@ -11,9 +11,9 @@ LONGEST_NAME = 100  # characters of a code or a request id
 LONGEST_MESSAGE = 500  # characters of an error's message, and of the excerpt of a reply's body
 
 _PAGE_START = 4096  # characters; on hostile input, the patterns below take quadratic time
-_INVISIBLE = re.compile(r"<!--.*?-->|<(script|style|svg|head|title)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
-_TITLE = re.compile(r"<title[^>]*>(.*?)</title", re.DOTALL | re.IGNORECASE)
-_TAG = re.compile(r"<[^<>]*>?")
+_INVISIBLE = r"(?is)<!--.*?-->|<(script|style|svg|head|title)\b.*?</\1\s*>"  # compiled when a page comes
+_TITLE = r"(?is)<title[^>]*>(.*?)</title"
+_TAG = r"<[^<>]*>?"
 # html.unescape is avoided: importing its table of 2,231 names takes longer than importing this package.
 _ENTITIES = {"&nbsp;": " ", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'", "&amp;": "&"}
 
@@ -55,8 +55,8 @@ def is_page(text: str) -> bool:
 def page_text(page: str, longest: int = 120) -> str:
     """Return the title and the start of the text of a web page."""
     page = page[:_PAGE_START]
-    title = _TITLE.search(page)
-    text = _TAG.sub(" ", (title[1] + " " if title else "") + _INVISIBLE.sub(" ", page))
+    title = re.search(_TITLE, page)
+    text = re.sub(_TAG, " ", (title[1] + " " if title else "") + re.sub(_INVISIBLE, " ", page))
     for name, character in _ENTITIES.items():
         text = text.replace(name, character)
     return shorten(escape(" ".join(text.split())), longest)

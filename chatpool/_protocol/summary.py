@@ -10,10 +10,12 @@ from typing import Any
 
 from chatpool.errors import CallError
 
+from .prices import show_cost
 from .results import ChatResult, Usage
 from .terminal import escape_controls
 
 _MOST_LINES = 5
+_NO_BREAK = "\xa0"  # a space at which textwrap does not break a line
 _WIDTH = 80  # columns
 _EXAMPLE_LENGTH = 160  # characters of an error's message
 
@@ -28,6 +30,7 @@ class Summary:
         self.prompts = self.answered = self.resumed = 0
         self._new_answers = self._sent = self._retries = self._truncated = self._unanswered = 0
         self._usage = Usage()
+        self._cost: float | None = None
         self._seconds = array("d")  # for each answer
         self._causes: Counter[tuple[Any, ...]] = Counter()
         self._examples: dict[tuple[Any, ...], str] = {}
@@ -56,7 +59,7 @@ class Summary:
         """Return the lines. ``wall``: seconds that the run took; ``limited_by``: its bottleneck."""
         lines = [
             self._counts(wall),
-            *_wrap("; ".join(self._spent()), 2),
+            *self._spent_lines(),
             *_wrap(f"{self._latencies()}; bottleneck: {limited_by}", 1),
         ]
         return lines + self._failures(_MOST_LINES - len(lines))
@@ -67,6 +70,8 @@ class Summary:
         self._unanswered += result.unanswered
         if result.usage is not None:
             self._usage += result.usage
+        if result.cost is not None:
+            self._cost = result.cost + (self._cost or 0.0)
 
     def _add_failure(self, result: ChatResult, error: CallError) -> None:
         cause = (type(error), error.status_code, error.code)
@@ -75,11 +80,17 @@ class Summary:
             self._examples[cause] = _example(result, error)
 
     def _counts(self, wall: float) -> str:
-        resumed = f" ({self.resumed:,} resumed)" if self.resumed else ""
+        old = self.answered - self._new_answers
+        resumed = f" ({old:,} resumed)" if old else ""
         counts = f"{self.answered:,} answered{resumed}, {self.failed:,} failed"
         line = f"{plural(self.prompts, 'prompt')}: {counts} in {wall:.1f} s"
         rate = f" ({self._new_answers / wall * 60 if wall else 0.0:,.0f} a minute)"
         return line + rate if len(line + rate) <= _WIDTH else line
+
+    def _spent_lines(self) -> list[str]:
+        """Return the parts of ``_spent`` in two lines at most, and break none of them."""
+        parts = "; ".join(part.replace(" ", _NO_BREAK) for part in self._spent())
+        return [line.replace(_NO_BREAK, " ") for line in _wrap(parts, 2)]
 
     def _spent(self) -> Iterator[str]:
         usage = self._usage
@@ -87,6 +98,8 @@ class Summary:
         if self._unanswered:
             yield f"stopped waiting for {self._unanswered:,}, which may be charged"
         yield f"tokens: {usage.prompt_tokens:,} in, {usage.completion_tokens:,} out, {usage.total_tokens:,} total"
+        if self._cost is not None:
+            yield f"cost: {show_cost(self._cost)}"
         if self._truncated:
             yield f"truncated answers: {self._truncated:,}"
 

@@ -32,6 +32,7 @@ class JobState:
         self.is_held = False
         self.probes: set[int] = set()  # indexes of prompts
         self.parked: list[Call] = []  # begun, and held
+        self.is_saving = False  # its budget allows no other request until one in flight has cost less than reserved
 
     def add(self, requests: Iterable[Request]) -> None:
         """Queue new requests."""
@@ -40,6 +41,11 @@ class JobState:
             if queue is None:
                 queue = self.queues[request.model] = Queue(self)
             queue.requests.append(request)
+
+    def save(self, call: Call) -> None:
+        """Hold a call, and begin no other, until a request in flight is done."""
+        self.is_saving = True
+        self.parked.append(call)
 
     def add_probes(self) -> None:
         """Choose probes among the prompts that are left, and put them first."""
@@ -74,6 +80,8 @@ class Queue:
     def may_begin(self) -> bool:
         """Whether the next call may begin."""
         state = self._state
+        if state.is_saving:
+            return False
         return bool(self.requests) and (not state.is_held or self.requests[0].index in state.probes)
 
     def take(self) -> Call | None:
@@ -161,11 +169,20 @@ class Backlog:
             return run.verdict()
         if state.is_held:
             state.is_held = False
-            for call in state.parked:
-                self.make_ready(call)
-            state.parked.clear()
-            self.enlist(state)
+            self._release(state)
         return None
+
+    def spend(self, state: JobState) -> None:
+        """Let a job go on whose budget may allow a request again."""
+        if state.is_saving:
+            state.is_saving = False
+            self._release(state)
+
+    def _release(self, state: JobState) -> None:
+        for call in state.parked:
+            self.make_ready(call)
+        state.parked.clear()
+        self.enlist(state)
 
     def make_ready(self, call: Call) -> None:
         """Have a call that was begun wait only for the limits."""

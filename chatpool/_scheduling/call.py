@@ -9,6 +9,7 @@ from chatpool._http.cancel import CancelScope
 from chatpool._protocol.replies import Completion
 from chatpool._protocol.request_builder import Request
 from chatpool._protocol.results import Attempt, ChatResult, Usage
+from chatpool._protocol.schemas import JSON_SCHEMA
 from chatpool.errors import APITimeoutError, CallError
 
 from .job import Job
@@ -23,9 +24,9 @@ class Call:
     """
 
     __slots__ = (
-        "answers_before", "attempts", "completion", "index", "job", "last_error", "model", "read_timeouts",
-        "request", "request_id", "scope", "sent_at", "signal", "started", "timeline", "tokens", "tries", "unanswered",
-        "usage", "value",
+        "answers_before", "attempt_cost", "attempts", "completion", "cost", "format_level", "index", "job",
+        "last_error", "model", "most_cost", "read_timeouts", "rejected", "request", "request_id", "scope", "sent_at",
+        "signal", "started", "timeline", "tokens", "tries", "unanswered", "usage", "value",
     )  # fmt: skip
 
     def __init__(self, job: Job, request: Request) -> None:
@@ -40,6 +41,11 @@ class Call:
         self.value: Any = None
         self.request_id: str | None = None
         self.usage: Usage | None = None  # of all attempts: each was paid for
+        self.cost: float | None = None  # of all attempts, in dollars, as far as it is known
+        self.attempt_cost: float | None = None  # of the latest attempt; None: unknown
+        self.rejected: tuple[str, str] | None = None  # the latest answer that was rejected, and why
+        self.format_level = JSON_SCHEMA  # how the latest attempt asked for its response_format
+        self.most_cost: float | None = None  # of one attempt, where there is a budget for it
         self.last_error: CallError | None = None
         self.timeline: list[Attempt] = []  # the attempts that failed, and after them the one that succeeded
         self.signal: Callable[..., None] | None = None  # how the limits are to learn of the latest attempt
@@ -59,7 +65,7 @@ class Call:
         self.scope.begin(self.ends)
         self.attempts += 1
         self.answers_before = answers
-        self.completion, self.request_id, self.signal = None, None, None
+        self.completion, self.request_id, self.signal, self.attempt_cost = None, None, None, None
 
     def note_unanswered(self) -> None:
         """Note that the attempt under way is aborted. The server has its request if the connection stood."""
@@ -103,6 +109,7 @@ class Call:
             attempts=self.attempts,
             elapsed=elapsed,
             error=error,
+            cost=self.cost,
             unanswered=self.unanswered,
         )
 

@@ -27,7 +27,7 @@ _MOST_WORDS = 12
 _CONTENT_CODES = frozenset({"refusal", "content_filter"})
 # Bad answers that a retry does not change. Others, such as a blank one, may be chance: they count if they are final.
 _LASTING_CODES = frozenset({"no_json", "no_object", "no_choices", "no_text", "error_in_200"})
-_CHANGING = re.compile(r"\S*\d\S*|\"[^\"]*\"|'[^']*'|`[^`]*`")  # numbers and quotations, which differ between prompts
+_CHANGING = r"\S*\d\S*|\"[^\"]*\"|'[^']*'|`[^`]*`"  # numbers and quotations, which differ between prompts
 
 Signature = tuple[object, ...]
 
@@ -40,7 +40,7 @@ def signature(error: CallError) -> Signature:
     found = code_meaning([error.code]) if error.code else None
     if error.code and (found is None or found[0] not in (BAD_REQUEST, SERVER)):
         return type(error).__name__, error.status_code, error.code
-    words = _CHANGING.sub("", str(error)).split()
+    words = re.sub(_CHANGING, "", str(error)).split()
     return type(error).__name__, error.status_code, *words[:_MOST_WORDS]
 
 

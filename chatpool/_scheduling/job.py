@@ -97,6 +97,7 @@ class Job:
         self.waiter: threading.Thread | None = self.outer.waiter if self.outer else threading.current_thread()
         self.context = contextvars.copy_context()
         self.pool_id: object = None  # the pool that it was asked of, where several share an engine
+        self.reask = True  # a rejected answer is shown to the model, with the reason
         self.budget: RunBudget | None = None
         self.on_retry: Callable[[Retry], None] | None = None
         self.record: Record | None = None  # writes a finished call to the journal

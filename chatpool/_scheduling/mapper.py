@@ -7,13 +7,15 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 from chatpool._protocol.answers import Answers
+from chatpool._protocol.prices import cost_of
 from chatpool._protocol.request_builder import Request
 from chatpool._protocol.results import ChatResult, PathLike, Retry
 from chatpool._protocol.summary import plural
-from chatpool.errors import PoolClosedError, add_note
+from chatpool.errors import ConfigurationError, PoolClosedError, add_note
 
 from .call import unsent
 from .job import Job
@@ -69,16 +71,16 @@ class Mapper:
         self._duplicates: dict[int, list[Request]] = {}  # prompts that are not sent, by the index of their equal
         self.resumed: set[int] = set()  # indexes of the results that came from the journal
 
-    def map(self, prompts: Iterable[tuple[int, Any]], cached: Mapping[int, ChatResult] | None = None) -> Answers:
+    def map(self, prompts: Iterable[tuple[int, Any]], cached: Mapping[int, ChatResult] | None = None) -> Answers[Any]:
         """Return the answers to these prompts, each with its index; those with a ``cached`` result are not sent."""
         job = self._job
-        requests = [self._builder.request(index, prompt) for index, prompt in prompts]
+        requests = [self._request(index, prompt) for index, prompt in prompts]
         job.results.update(cached or {})
         bar = Progress(len(requests), self._progress)
         try:
             with self._open_journal() as journal_view:
                 todo = self._not_done(requests, journal_view)
-                bar.update(list(job.results.values()))
+                bar.update(list(job.results.values()), are_resumed=True)
                 job.backend.start(job, todo)
                 missing, tick = len(todo), _TICK if bar.is_shown or self._callbacks else _LONG_TICK
                 while missing:
@@ -98,7 +100,7 @@ class Mapper:
 
     def stream(self, prompts: Iterable[Any], *, in_order: bool) -> Iterator[ChatResult]:
         """Yield the results as they come, or in the order of the prompts; read these a little ahead."""
-        job, source = self._job, _Reader(prompts, self._builder.request)
+        job, source = self._job, _Reader(prompts, self._request)
         ready = job.results
         given = 0
         bar = Progress(source.total, self._progress)
@@ -107,7 +109,7 @@ class Mapper:
                 while given < source.taken or not source.is_over:
                     window = _READ_AHEAD * job.backend.slots
                     if not source.is_over and source.taken - given < window:
-                        bar.update(self._feed(source, journal_view))
+                        bar.update(self._feed(source, journal_view), are_resumed=True)
                     must_wait = source.is_over or source.taken - given >= window
                     outstanding = source.taken - given - len(ready)
                     job.waiter = threading.current_thread()
@@ -184,7 +186,7 @@ class Mapper:
         results, todo = self._job.results, []
         for request in self._without_duplicates(requests) if self._dedupe else requests:
             # Also for cached results, because the journal counts equal prompts.
-            recorded = journal_view.find(request) if journal_view else None
+            recorded = self._find(request, journal_view)
             if request.index not in results and recorded is not None:
                 results[request.index] = recorded
                 self.resumed.add(request.index)
@@ -193,6 +195,23 @@ class Mapper:
         copies = self._copy_to_duplicates([results[index] for index in sorted(self.resumed)])
         self.resumed.update(copy.index for copy in copies)
         return todo
+
+    def _find(self, request: Request, journal_view: JournalView | None) -> ChatResult | None:
+        """Return the journal's result for a request, with its cost."""
+        result = journal_view.find(request) if journal_view else None
+        if result is None:
+            return None
+        return replace(result, cost=cost_of(result.response, result.usage, self._builder.price(request)))
+
+    def _request(self, index: int, prompt: Any) -> Request:
+        """Check a prompt, and its model's price if the run has a cost_budget. Raises ConfigurationError without one."""
+        request, budget = self._builder.request(index, prompt), self._job.budget
+        if budget is not None and budget.cost_budget is not None and self._builder.price(request) is None:
+            raise ConfigurationError(
+                f"prompt {request.index}: cost_budget needs a price for the model {request.model!r}; "
+                f"pass prices={{{request.model!r}: (dollars a million tokens in, out)}} to the pool"
+            )
+        return request
 
     def _without_duplicates(self, requests: list[Request]) -> list[Request]:
         """Keep the first of equal prompts, and remember the others."""
@@ -233,7 +252,7 @@ class Mapper:
         If the pool was closed meanwhile, the results of what is under way come first, and then the error.
         """
         job, request = self._job, source.take()
-        recorded = journal_view.find(request) if journal_view and request is not None else None
+        recorded = None if request is None else self._find(request, journal_view)
         if recorded is not None:
             job.results[recorded.index] = recorded
             self.resumed.add(recorded.index)
@@ -248,7 +267,7 @@ class Mapper:
             source.end(error)
         return []
 
-    def _answers(self, requests: Iterable[Request]) -> Answers:
+    def _answers(self, requests: Iterable[Request]) -> Answers[Any]:
         """Put the results together; those of ``requests`` that are missing were cancelled."""
         job = self._job
         job.take_settled()
@@ -267,9 +286,10 @@ class Mapper:
             journal=self._journal,
             resumed=self.resumed,
             dedupe=self._dedupe,
+            reask=job.reask,
         )
 
-    def _describe_end(self, error: BaseException, answers: Answers, done: int, total: int | None) -> None:
+    def _describe_end(self, error: BaseException, answers: Answers[Any], done: int, total: int | None) -> None:
         """Put the results so far on an exception that ends the run, and a sentence about them.
 
         Ctrl-C's has no message of its own, so that is its message. The place where it came is of no use.

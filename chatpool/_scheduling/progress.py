@@ -22,7 +22,7 @@ class Progress:
     """Counts what is done, and shows it if wanted."""
 
     def __init__(self, total: int | None, show: bool | None) -> None:
-        self._ok = self._failed = self._retries = 0
+        self._failed = self._retries = 0
         self._bar: Any = None
         if show is None:
             show = _in_notebook() or _on_terminal()
@@ -34,13 +34,15 @@ class Progress:
         """Whether there is a bar to keep up to date."""
         return self._bar is not None
 
-    def update(self, results: Sequence[ChatResult]) -> None:
-        """Count these results in."""
+    def update(self, results: Sequence[ChatResult], *, are_resumed: bool = False) -> None:
+        """Count these results in. Those from a journal do not count for the rate, nor do their retries."""
         if self._bar is None or not results:
             return
-        self._ok += sum(result.ok for result in results)
         self._failed += sum(not result.ok for result in results)
-        self._retries += sum(max(0, result.attempts - 1) for result in results)
+        if are_resumed:
+            self._bar.initial += len(results)
+        else:
+            self._retries += sum(max(0, result.attempts - 1) for result in results)
         self._try(self._draw, len(results))
 
     def close(self) -> None:
@@ -50,11 +52,12 @@ class Progress:
             self._bar = None
 
     def _open(self, total: int | None) -> None:
-        self._bar = _bar_class()(total=total, unit="call", dynamic_ncols=True, file=sys.stderr)
+        self._bar = _bar_class()(total=total, unit=" prompts", dynamic_ncols=True, file=sys.stderr)
         self._draw(0)
 
     def _draw(self, done: int) -> None:
-        self._bar.set_postfix(ok=self._ok, failed=self._failed, retries=self._retries, refresh=False)
+        counts = {"failed": self._failed, "retries": self._retries}
+        self._bar.set_postfix({name: count for name, count in counts.items() if count}, refresh=False)
         self._bar.update(done)
 
     def _try(self, draw: Any, *args: Any) -> None:

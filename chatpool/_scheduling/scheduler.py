@@ -281,6 +281,10 @@ class Scheduler(Actor):
             lane.head = None
             state.parked.append(call)
             return True
+        if self._sender.must_save(call):
+            lane.head = None
+            state.save(call)
+            return True
         if not call.attempts and (error := self._sender.prepare(call)) is not None:
             lane.head = None
             self._finish(state, call, call.result(error))
@@ -299,7 +303,7 @@ class Scheduler(Actor):
         job = call.job
         try:
             if job.budget is not None:
-                job.budget.reserve(call.last_error)
+                job.budget.reserve(call.last_error, call.most_cost or 0.0)
         except SpendLimitError as error:
             self._finish(state, call, call.result(error))
             self.cancel(job, functools.partial(SpendLimitError, str(error), code=error.code), abort=False)
@@ -415,6 +419,10 @@ class Scheduler(Actor):
     def _leave_wire(self, call: Call) -> None:
         self._in_flight.remove(call)
         self._limits.left_wire(call)
+        if call.job.budget is not None and call.most_cost is not None:
+            call.job.budget.settle(call.most_cost, call.attempt_cost)
+            if call.job in self._jobs:
+                self._backlog.spend(self._jobs[call.job])
 
     def _state_of(self, call: Call) -> JobState | None:
         """Return the state of a call's job; None if the call is settled."""

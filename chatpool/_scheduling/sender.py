@@ -8,9 +8,18 @@ import time
 
 from chatpool._http.session import Transport
 from chatpool._protocol.judgement import is_outage_sign, is_refusal, is_transient
+from chatpool._protocol.prices import cost_of
 from chatpool._protocol.replies import Reply, check_answer, read_completion, read_document
-from chatpool._protocol.requests import BYTES_A_TOKEN, CHAT_PATH, estimate_tokens
+from chatpool._protocol.requests import BYTES_A_TOKEN, CHAT_PATH, encode, estimate_tokens
 from chatpool._protocol.results import REJECTIONS, ChatResult, Retry
+from chatpool._protocol.schemas import (
+    JSON_SCHEMA,
+    NOTHING,
+    ResponseFormat,
+    ask_again,
+    downgrade,
+    is_unknown_format,
+)
 from chatpool._protocol.settings import Settings
 from chatpool._protocol.shown import LONGEST_MESSAGE, shorten, show_message
 from chatpool.errors import (
@@ -41,6 +50,7 @@ class Sender:
     def __init__(self, settings: Settings, transport: Transport, limits: Limits) -> None:
         self._settings, self._transport, self._limits = settings, transport, limits
         self.max_wait = settings.max_wait
+        self._format_levels: dict[str, int] = {}  # by model: how a server wants to be asked for a response_format
 
     def prepare(self, call: Call) -> CallError | None:
         """Estimate the tokens of a call, if there is a budget for them; return an error if it needs more than that."""
@@ -49,6 +59,15 @@ class Sender:
         builder = call.job.builder
         call.tokens = estimate_tokens(builder.payload(call.request), builder.body(call.request.prompt))
         return self._limits.refusal(call)
+
+    def must_save(self, call: Call) -> bool:
+        """Whether the run's cost_budget allows a request only once others in flight are done."""
+        budget = call.job.budget
+        if budget is None or budget.cost_budget is None:
+            return False
+        if call.most_cost is None:
+            call.most_cost = call.job.builder.most_cost(call.request, self._payload(call))
+        return budget.must_wait(call.most_cost)
 
     def send(self, call: Call) -> ChatResult | None:
         """Make one attempt; return the call's result, or None if its answer is still to be parsed. Raises Postponed."""
@@ -72,9 +91,11 @@ class Sender:
         try:
             call.value = call.job.parse(call.completion.text)
         except REJECTIONS as error:
-            name = type(error).__name__
-            message = f"parse rejected the answer: {name}: {self._transport.redact(str(error))}"
-            failure = ParseError(message, code=name)
+            name, reason = type(error).__name__, self._transport.redact(str(error))
+            label = getattr(call.job.parse, "label", "parse")
+            failure = ParseError(f"{label} rejected the answer: {name}: {reason}", code=name)
+            call.rejected = call.completion.text, f"{name}: {reason}"
+            call.most_cost = None  # the next request is longer
         except Exception as bug:
             self._explain(bug, call)
             raise
@@ -101,7 +122,7 @@ class Sender:
         """Send the request and take the answer out of the reply; note what the limits are to learn from it."""
         if call.scope.error is not None:
             raise call.scope.error
-        payload = call.job.builder.payload(call.request)
+        payload = self._payload(call)
         try:
             reply = self._transport.send(call.request.path, payload, call.scope)
         except APITimeoutError as failure:
@@ -113,12 +134,39 @@ class Sender:
             call.signal = functools.partial(Limits.failed, error=failure)
             raise
         except APIConnectionError as failure:
+            if call.scope.phase != "read":
+                call.attempt_cost = 0.0  # it was not sent
             if is_transient(failure) and failure.code != "stale_connection":
                 call.signal = functools.partial(Limits.failed, error=failure)
             raise
         self._judge(call, reply, len(payload))
         assert call.completion is not None
         call.value = call.completion.text
+
+    def _payload(self, call: Call) -> bytes:
+        """Return the body of a call's next request: its first one, unless the server or the model needs another."""
+        builder, request, parse = call.job.builder, call.request, call.job.parse
+        level = self._format_levels.get(call.model, JSON_SCHEMA) if isinstance(parse, ResponseFormat) else JSON_SCHEMA
+        call.format_level = level
+        rejected = call.rejected if call.job.reask else None
+        if request.path != CHAT_PATH or (level == JSON_SCHEMA and rejected is None):
+            return builder.payload(request)
+        body = builder.body(request.prompt)
+        if level != JSON_SCHEMA:
+            assert isinstance(parse, ResponseFormat)
+            body = downgrade(body, parse, level)
+        if rejected is not None:
+            body = ask_again(body, *rejected)
+        return encode(body, f"prompt {call.index}")
+
+    def _has_other_format(self, call: Call, error: CallError) -> bool:
+        """Whether the server did not know how its answer was asked for, and there is another way; remember it."""
+        level = call.format_level
+        if level == NOTHING or not isinstance(call.job.parse, ResponseFormat) or not is_unknown_format(error):
+            return False
+        self._format_levels[call.model] = max(level + 1, self._format_levels.get(call.model, 0))
+        call.most_cost = None
+        return True
 
     def _judge(self, call: Call, reply: Reply, request_bytes: int) -> None:
         call.request_id = reply.request_id
@@ -127,6 +175,7 @@ class Sender:
             call.usage = usage if call.usage is None else call.usage + usage
             if call.job.budget is not None:
                 call.job.budget.charge(usage.total_tokens)
+        self._add_cost(call, reply)
         read = read_completion if call.request.path == CHAT_PATH else read_document
         try:
             call.completion = completion = read(reply)
@@ -144,6 +193,13 @@ class Sender:
             call.job.budget.charge((request_bytes + len(completion.text)) // BYTES_A_TOKEN)
         check_answer(reply, completion)
 
+    def _add_cost(self, call: Call, reply: Reply) -> None:
+        """Note the dollars for a reply, if they are known. An error that reports no usage is free."""
+        cost = cost_of(reply.document, reply.usage, call.job.builder.price(call.request))
+        if cost is not None:
+            call.cost = cost + (call.cost or 0.0)
+        call.attempt_cost = 0.0 if cost is None and not reply.is_success else cost
+
     def _final_error(self, call: Call, error: CallError) -> CallError:
         """Return the error that ends the call. Raises Postponed if there is to be another attempt."""
         settings, now = self._settings, time.monotonic()
@@ -154,10 +210,11 @@ class Sender:
             return no_key
         rejected = isinstance(error, RateLimitError)
         # A rate limit costs no try as long as other calls are answered: it shows only that there are many.
-        is_free = has_new_key or (rejected and self._limits.answers > call.answers_before)
+        has_other_way = has_new_key or self._has_other_format(call, error)
+        is_free = has_other_way or (rejected and self._limits.answers > call.answers_before)
         call.tries += not is_free
         # A stray 401 at once, before other prompts meet a key that may have been revoked.
-        at_once = has_new_key or self._is_stray(call, error)
+        at_once = has_other_way or self._is_stray(call, error)
         if not (is_transient(error) or at_once) or self._is_last(call):
             return error
         wait = 0.0 if at_once else delay_before_retry(error, call.tries, settings.max_wait)

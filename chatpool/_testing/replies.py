@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Union
 
+from chatpool._protocol.schemas import REJECTED
+
 
 class End(enum.Enum):
     """How a reply ends."""
@@ -131,8 +133,13 @@ class Request:
 
     @property
     def prompt(self) -> str:
-        """The content of the last message, or the ``input`` or ``prompt`` of another endpoint."""
+        """The content of the last message, or the ``input`` or ``prompt`` of another endpoint.
+
+        Without the two messages with which chatpool asks again after a rejected answer.
+        """
         messages = self.body.get("messages")
+        if isinstance(messages, list) and len(messages) > 2 and _asks_again(messages[-1]):
+            messages = messages[:-2]
         if isinstance(messages, list) and messages and isinstance(messages[-1], dict):
             content = messages[-1].get("content")
             return content if isinstance(content, str) else json.dumps(content)
@@ -149,6 +156,11 @@ def chaos(error_rate: float, *, seed: int = 0) -> Handler:
         return Reply(status=500) if fails else Reply()
 
     return reply
+
+
+def _asks_again(message: Any) -> bool:
+    content = message.get("content") if isinstance(message, dict) else None
+    return isinstance(content, str) and content.startswith(REJECTED)
 
 
 def _drip(data: bytes) -> list[Step]:

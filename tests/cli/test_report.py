@@ -13,6 +13,7 @@ import sys
 import pytest
 
 from chatpool import ChatPool
+from chatpool._cli import report as html
 from chatpool._cli.main import main
 from chatpool._files.history import History, Intervals, TimeSeries, read_history
 from chatpool.testing import Reply
@@ -330,7 +331,7 @@ def test_chromium_shows_the_page(journal, browse):
         assert f"\n{label}" in words
     assert words.count("BadRequestError 400 too_long") == 2  # in the chart and in the table
     assert "run.jsonl – chatpool report" in text  # the title, unchanged by NASTY
-    for color in (report.BLUE, report.ORANGE, report.RED):
+    for color in (html.BLUE, html.ORANGE, html.RED):
         assert _pixels_like(picture, color) > 500, color
 
 

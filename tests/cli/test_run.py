@@ -19,43 +19,6 @@ from chatpool.testing import FakeChatServer, Reply
 from tests.conftest import wait_until
 
 
-class Shell:
-    """Runs the command in this process, against the server, in an empty folder."""
-
-    def __init__(self, server, folder, capsys, monkeypatch):
-        self.server, self._capsys, self._monkeypatch = server, capsys, monkeypatch
-        monkeypatch.chdir(folder)
-        monkeypatch.setenv("OPENAI_BASE_URL", server.url)
-
-    def write(self, name, *lines):
-        with open(name, "wb") as file:
-            file.write(b"".join(line if isinstance(line, bytes) else line.encode() + b"\n" for line in lines))
-
-    def run(self, *arguments):
-        """Return the exit code; what was printed is in ``out`` and ``err``."""
-        try:
-            code = main(["run", *arguments])
-        except SystemExit as error:
-            code = error.code
-        self.out, self.err = self._capsys.readouterr()
-        return code
-
-    def answers(self, name="out.jsonl"):
-        """Return the texts of the good lines, sorted."""
-        with open(name, encoding="utf-8") as file:
-            documents = [json.loads(line) for line in file]
-        return sorted(
-            document["response"]["body"]["choices"][0]["message"]["content"]
-            for document in documents
-            if document["error"] is None
-        )
-
-
-@pytest.fixture
-def shell(server, tmp_path, capsys, monkeypatch):
-    return Shell(server, tmp_path, capsys, monkeypatch)
-
-
 def batch(name, content, **more):
     body = {"model": "m", "messages": [{"role": "user", "content": content}]}
     return json.dumps({"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body, **more})
@@ -184,19 +147,14 @@ def test_duplicate_custom_ids_are_refused(shell):
 
 
 CSV_BAD = {
-    "no such column": (
-        b"text\na\n",
-        "line 1: the first line must name the columns, separated by commas, and exactly one of them 'prompt'",
-    ),
-    "empty cell": (b"id,prompt\n1,a\n2,\n", "line 3: no prompt in this row"),
-    "short row": (b"id,prompt\n1\n", "line 2: no prompt in this row"),
+    "no such column": (b"text\na\n", "line 1: no column 'prompt' among text; pass --prompt-field text to send a col"),
+    "nothing but empty cells": (b"id,prompt\n1,\n2\n", "in.csv contains no prompts; 2 rows have no prompt"),
     "comma without quotes": (
         b"prompt\nHello, you\n",
-        "line 2: more cells than columns; put double quotes around a pro",
+        "line 2: more cells than columns (2 and 1); put double quotes around a cell that contains separators",
     ),
-    "two such columns": (b"prompt,prompt\na,b\n", "line 1: the first line must name the columns"),
-    "another separator": (b"id;prompt\n1;a\n", "line 1: the first line must name the columns, separated by commas"),
-    "open quote": (b'prompt\n"a\n', "not valid CSV: unexpected end of data"),
+    "two such columns": (b"prompt,prompt\na,b\n", "line 1: 2 columns are named 'prompt': prompt, prompt"),
+    "open quote": (b'prompt\na\n"b\n', "line 3: the quote that begins in this row is never closed"),
     "not UTF-8": (b"prompt\n\xff\n", "not UTF-8"),
 }
 
@@ -220,8 +178,8 @@ USAGE = {
     "workers not a number": (["--text", "--workers", "many"], "argument --workers: invalid int value: 'many'"),
     "bad param": (["--text", "--param", "temperature"], "argument --param: 'temperature' is not KEY=VALUE"),
     "bad timeout": (["--text", "--timeout", "1,2,3"], "argument --timeout: '1,2,3' is neither SECONDS nor CONNECT,READ"),
-    "a table without an extension": (["table", "--text"], "chatpool: table looks like a table; pass --input-format csv"),
-    "a table with tabs": (["table.tsv", "--text"], "chatpool: table.tsv looks like a table; pass --input-format"),
+    "a table without an extension": (["table", "--text"], "chatpool: table looks like a table with the columns id, q"),
+    "a table as text": (["table.txt", "--text"], "chatpool: table.txt looks like a table with the columns id, q; pas"),
     "answers to stdout": (["-o", "-"], "chatpool: -o needs a file, from which the next run can continue; --text"),
     "empty input": (["empty.txt", "--text"], "chatpool: empty.txt contains no prompts"),
 }  # fmt: skip
@@ -233,8 +191,8 @@ def test_usage_error_is_a_sentence_and_exit_code_2(shell, kind):
     shell.write("in.txt", "a")
     shell.write("other.txt", "a")
     shell.write("empty.txt", "", " ")
-    shell.write("table", "id,Prompt,prompt", "1,a,b")
-    shell.write("table.tsv", "id\tprompt", "1\ta")
+    shell.write("table", "id,q", "1,a")
+    shell.write("table.txt", "id\tq", "1\ta")
     has_input = bool(arguments) and not arguments[0].startswith("-")
     assert shell.run(*([] if has_input else ["in.txt"]), *arguments) == 2
     assert message in shell.err
@@ -304,7 +262,7 @@ def test_errors_of_other_endpoints_are_errors(shell):
     shell.server._reply = lambda request: Reply(status=404, body={"error": {"message": "no such model"}})
     shell.write("in.jsonl", '{"custom_id": "r", "url": "/v1/embeddings", "body": {"model": "x", "input": "a"}}')
     assert shell.run("in.jsonl", "-o", "out.jsonl") == 1
-    assert "1 × NotFoundError 404, e.g. prompt 0: 404: no such model" in shell.err
+    assert "1 × NotFoundError 404, e.g. prompt 0 (req_0): 404: no such model" in shell.err
 
 
 def test_text_is_one_line_an_answer_in_order(shell):
@@ -370,7 +328,7 @@ def test_second_run_sends_failed_and_new_prompts(shell):
     assert shell.run("in.txt", "-o", "out.jsonl") == 1
     shell.write("in.txt", "new", "b", "a", "a")
     assert shell.run("in.txt", "-o", "out.jsonl") == 0
-    assert "4 prompts: 4 answered, 0 failed" in shell.err
+    assert "4 prompts: 4 answered (1 resumed), 0 failed" in shell.err
     assert "(1 resumed)" in shell.err
     assert shell.answers() == ["a", "a", "better", "new"]
     assert len(shell.server.requests) == 2 + 3
@@ -382,7 +340,7 @@ def test_no_retry_failed_does_not_send_failures_again(shell):
     shell.write("in.txt", "a", "b")
     shell.run("in.txt", "-o", "out.jsonl")
     assert shell.run("in.txt", "-o", "out.jsonl", "--no-retry-failed") == 1
-    assert "2 prompts: 1 answered, 1 failed" in shell.err
+    assert "2 prompts: 1 answered (1 resumed), 1 failed" in shell.err
     assert "1 × BadRequestError 400 too_long" in shell.err
     assert len(shell.server.requests) == 2
 
@@ -476,18 +434,18 @@ def test_closed_pipe_is_not_a_traceback(tmp_path, server):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda path: os.truncate(path, 800), "it had 1,000 prompts, now it has 400"),
-        (lambda path: path.write_text("a\n" * 1001), "it had 1,000 prompts, now it has more"),
-        (lambda path: path.write_bytes(b"\xff\n" * 1000), "line 2"),
+        (lambda path: os.truncate(path, 20_000), "it had 20,000 prompts, now it has 10,000"),
+        (lambda path: path.write_text("a\n" * 20_001), "it had 20,000 prompts, now it has more"),
+        (lambda path: path.write_bytes(b"\xff\n" * 20_000), "in.txt has changed: line "),
     ],
     ids=["shorter", "longer", "damaged"],
 )
 def test_input_that_changes_during_the_run_is_an_error(shell, tmp_path, monkeypatch, change, message):
     """The answers so far are kept, and the message says how to continue."""
     path = tmp_path / "in.txt"
-    path.write_text("".join(f"{number % 10}\n" for number in range(1000)))
+    path.write_text("".join(f"{number % 10}\n" for number in range(20_000)))
     monkeypatch.setattr("chatpool._cli.main.ChatPool._mapper", changing(ChatPool._mapper, lambda: change(path)))
-    monkeypatch.setattr("chatpool._files.inputs._BUFFER", 2)
+    monkeypatch.setattr("chatpool._files.sources._BUFFER", 2)
     assert shell.run("in.txt", "-o", "out.jsonl") == 1
     assert message in shell.err
     assert shell.err.endswith("; run the same command again to continue\n")

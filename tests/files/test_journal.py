@@ -18,8 +18,8 @@ import tracemalloc
 import pytest
 
 from chatpool import DEFAULT_MODEL, ChatPool, JournalError, NotSentError
-from chatpool._files.batch_format import Key, digest_of, key_of, line_of, parse_head, parse_line, result_of
-from chatpool._protocol.requests import BatchRequest
+from chatpool._files.batch_format import Key, digest_of, is_answer, key_of, line_of, parse_head, parse_line, result_of
+from chatpool._protocol.requests import CHAT_PATH, BatchRequest
 from chatpool.journal import Journal
 from chatpool.testing import FakeChatServer, Reply
 from tests.conftest import wait_until
@@ -67,9 +67,9 @@ def test_line_lists_the_attempts_if_one_failed(server, pool, path):
     pool.map(["a", "b", "c"], journal=path)
     tries = {len(line["chatpool"].get("tries", ())): line["chatpool"] for line in lines(path)}
     assert sorted(tries) == [0, 1, 3]
-    assert [name for _, _, name in tries[3]["tries"]] == ["RateLimitError", "InternalServerError", None]
-    assert [name for _, _, name in tries[1]["tries"]] == ["BadRequestError"]
-    moments = [moment for began, ended, _ in tries[3]["tries"] for moment in (began, ended)]
+    assert [one["error"] for one in tries[3]["tries"]] == ["RateLimitError", "InternalServerError", None]
+    assert [one["error"] for one in tries[1]["tries"]] == ["BadRequestError"]
+    moments = [one[name] for one in tries[3]["tries"] for name in ("began", "ended")]
     assert moments == sorted(moments)
     assert moments[0] == 0
     assert moments[-1] == round(tries[3]["elapsed"], 3)
@@ -80,7 +80,9 @@ def test_line_is_batch_output(server, pool, path):
     server.script("bad", Reply(status=400, code="too_long"))
     server.script("refused", Reply(body={"choices": [{"message": {"content": None, "refusal": "no"}}]}))
     answers = pool.map(["a", "bad", "refused"], journal=path)
-    by_index = {line["chatpool"]["index"]: line for line in lines(path)}
+    names = ["a", "bad", "refused"]
+    digests = [digest_of(CHAT_PATH, pool._mapper()._builder.body(name)) for name in names]
+    by_index = {digests.index(line["custom_id"]): line for line in lines(path)}
     assert all(list(line) == ["id", "custom_id", "response", "error", "chatpool"] for line in by_index.values())
     assert len({line["id"] for line in by_index.values()} | {line["custom_id"] for line in by_index.values()}) == 6
     good = by_index[0]
@@ -88,10 +90,15 @@ def test_line_is_batch_output(server, pool, path):
     assert good["response"]["status_code"] == 200
     assert good["response"]["request_id"] == answers.results[0].request_id
     assert good["response"]["body"] == answers.results[0].response
-    assert set(good["chatpool"]) == {"hash", "index", "attempts", "started", "elapsed"}
+    assert set(good["chatpool"]) == {"hash", "attempts", "started", "elapsed"}
     assert abs(good["chatpool"]["started"] - time.time()) < 60
-    assert by_index[1]["response"] is None
-    assert by_index[1]["error"] == {"code": "too_long", "message": str(answers.results[1].error)}
+    error = answers.results[1].error
+    assert by_index[1]["error"] is None  # a failure over HTTP is a response
+    assert by_index[1]["response"]["status_code"] == 400
+    assert by_index[1]["response"]["request_id"] == error.request_id != ""
+    assert by_index[1]["response"]["body"]["error"]["code"] == "too_long"
+    own = by_index[1]["chatpool"]
+    assert (own["error"], own["message"], own["code"]) == ("BadRequestError", str(error), "too_long")
     assert by_index[2]["response"]["body"]["choices"][0]["message"]["refusal"] == "no"
     assert by_index[2]["error"]["code"] == "refusal"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -637,7 +644,7 @@ def test_parse_head_agrees_with_parse_line(server, pool, path):
     pool.map(["a", "bad", "odd"], journal=path)
     for line in path.read_bytes().splitlines(keepends=True):
         document = parse_line(line)
-        assert parse_head(line) == (key_of(document), document["error"] is None)
+        assert parse_head(line) == (key_of(document), is_answer(document))
 
 
 def test_failure_is_restored_as_the_same_error(server, pool, path):

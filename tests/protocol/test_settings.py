@@ -35,12 +35,17 @@ BAD = {
     "params NaN": ({"params": {"temperature": float("nan")}}, "params cannot be sent as JSON"),
     "params an object": ({"params": {"x": object()}}, "params cannot be sent as JSON"),
     "streaming": ({"params": {"stream": True}}, "stream"),
+    "messages as a parameter": ({"params": {"messages": []}}, "as a prompt"),
     "headers a list": ({"headers": ["a"]}, "headers must be a dict"),
     "header value not a str": ({"headers": {"a": 1}}, "must be str"),
     "header with a line break": ({"headers": {"api-key": f"{SECRET}\nx"}}, "'api-key' has an invalid character"),
     "base_url not a str": ({"base_url": 1}, "base_url"),
     "base_url without scheme": ({"base_url": "localhost:8000/v1"}, "base_url must look like https://host/v1"),
     "base_url with a bad port": ({"base_url": "http://localhost:x/v1"}, "base_url must look like"),
+    "several base_urls": ({"base_url": "http://a/v1,http://b/v1"}, "base_url has several addresses"),
+    "several hosts": ({"base_url": "http://a:1,b:2/v1"}, "make a pool for each"),
+    "a list of base_urls": ({"base_url": ["http://a/v1"]}, "base_url must be a str, not list; a pool has one server"),
+    "progress as a str": ({"progress": "yes"}, "progress must be True, False or None, not 'yes'"),
     "base_url with a password": ({"base_url": f"http://me:{SECRET}@host/v1"}, "must not contain a user name"),
     "key with a line break inside": ({"api_key": f"{SECRET[:5]}\n{SECRET[5:]}"}, "white space or a line break"),
     "key with a zero-width space": ({"api_key": f"{SECRET}\u200bx"}, "an invalid character; copy the key again"),
@@ -73,6 +78,49 @@ def test_bad_map_arguments_are_refused_before_anything_is_sent(server, pool):
         with pytest.raises(ConfigurationError):
             pool.imap(["x"], **arguments)
     assert server.requests == []
+
+
+@pytest.mark.parametrize("way", ["map", "imap", "imap_unordered"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"journal": 3}, r"journal must be the path of a file, not 3 \(int\)"),
+        ({"journal": True}, "journal must be the path of a file, not True"),
+        ({"journal": ""}, "journal must be the path of a file; it is empty"),
+        ({"progress": "yes"}, "progress must be True, False or None, not 'yes'"),
+    ],
+)
+def test_journal_is_a_path_and_progress_a_bool(pool, way, arguments, message):
+    with pytest.raises(ConfigurationError, match=message):
+        getattr(pool, way)(["a"], **arguments)
+
+
+@pytest.mark.parametrize("way", ["map", "imap", "imap_unordered", "estimate"])
+def test_a_generator_that_was_read_is_refused(pool, way):
+    """It would yield nothing, in silence; one that is empty by itself is fine."""
+    prompts = (name for name in "ab")
+    assert list(prompts) == ["a", "b"]
+    with pytest.raises(ValueError, match="a generator that was read before"):
+        getattr(pool, way)(prompts)
+    assert pool.map(name for name in "") == []
+
+
+def test_numpy_numbers_are_numbers(server, tmp_path):
+    """As settings, in params and in prompts, with a journal too."""
+    numpy = pytest.importorskip("numpy")
+    pool = ChatPool(
+        numpy.int64(2), base_url=server.url, timeout=(numpy.float32(5), numpy.int32(60)), max_tries=numpy.int8(3),
+        params={"temperature": numpy.float32(0.5), "n": numpy.int64(1)}, requests_per_minute=numpy.int64(100_000),
+    )  # fmt: skip
+    prompt = {"messages": [{"role": "user", "content": "a"}], "top_k": numpy.int64(7)}
+    with pool:
+        answers = pool.map([prompt], deadline=numpy.float64(20), request_budget=numpy.int64(5), journal=tmp_path / "j")
+    assert answers == ["a"]
+    body = server.requests[0].body
+    assert (body["temperature"], body["n"], body["top_k"]) == (0.5, 1, 7)
+    for bad in (numpy.bool_(True), numpy.array([1, 2])):
+        with pytest.raises(ConfigurationError, match="max_workers must be a whole number"):
+            ChatPool(bad, base_url=server.url)
 
 
 def test_key_and_base_url_come_from_the_environment(server, monkeypatch):

@@ -10,6 +10,7 @@ from contextlib import contextmanager, redirect_stderr
 
 import pytest
 
+from chatpool._scheduling.progress import Progress
 from chatpool.testing import Reply
 
 
@@ -35,7 +36,7 @@ def terminal():
         yield stderr
 
 
-def test_bar_on_a_terminal_counts_ok_failed_and_retries(server, pool):
+def test_bar_on_a_terminal_counts_prompts_failures_and_retries(server, pool):
     server.script("bad", Reply(status=400))
     server.script("flaky", Reply(status=500), Reply("b"))
     with terminal() as stderr:
@@ -43,7 +44,6 @@ def test_bar_on_a_terminal_counts_ok_failed_and_retries(server, pool):
     last = stderr.getvalue().split("\r")[-1]
     assert "3/3" in last
     assert "failed=1" in last
-    assert "ok=2" in last
     assert "retries=1" in last
 
 
@@ -53,7 +53,7 @@ def test_iterators_have_a_bar_too(pool, method):
         list(getattr(pool, method)(["a", "b"]))
         assert "2/2" in stderr.getvalue()
         list(getattr(pool, method)(iter(["a", "b"])))
-        assert "2call" in stderr.getvalue()
+        assert "2 prompts" in stderr.getvalue()
 
 
 def test_only_the_callers_thread_draws(pool):
@@ -106,3 +106,26 @@ def test_broken_stderr_costs_no_answer(pool, monkeypatch):
         assert pool.map(["a", "b"]) == ["a", "b"]
     monkeypatch.setattr(sys, "stderr", None)
     assert pool.map(["a", "b"]) == ["a", "b"]
+
+
+def test_bar_shows_failures_and_retries_only_if_there_are_some(server, make_pool):
+    server.script("fails", Reply(status=400))
+    server.script("again", Reply(status=500), Reply())
+    with terminal() as stderr:
+        make_pool().map(["a", "b"])
+        assert "failed" not in stderr.getvalue()
+        assert "retries" not in stderr.getvalue()
+        make_pool().map(["a", "fails", "again"])
+        assert "failed=1, retries=1" in stderr.getvalue()
+        assert "prompts/s" in stderr.getvalue()
+
+
+@pytest.mark.parametrize("way", ["map", "imap"])
+def test_rate_of_the_bar_counts_no_resumed_answer(server, pool, tmp_path, monkeypatch, way):
+    """tqdm's initial= is for them."""
+    pool.map([str(number) for number in range(50)], journal=tmp_path / "j.jsonl")
+    bars = []
+    monkeypatch.setattr(Progress, "close", lambda bar: bars.append((bar._bar.initial, bar._bar.n)) or bar._bar.close())
+    with terminal():
+        list(getattr(pool, way)([str(number) for number in range(53)], journal=tmp_path / "j.jsonl"))
+    assert bars == [(50, 53)]

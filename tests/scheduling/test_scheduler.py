@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -340,8 +341,8 @@ def test_a_hook_may_use_another_pool(server, make_pool):
     assert asked == ["inner"] * 4
 
 
+@pytest.mark.skipif(importlib.util.find_spec("eventlet") is None, reason="eventlet is not installed")
 def test_eventlet_is_refused():
-    pytest.importorskip("eventlet")
     code = (
         "import warnings; warnings.simplefilter('ignore'); import eventlet; eventlet.monkey_patch()\n"
         "from chatpool import ChatPool; ChatPool(base_url='http://127.0.0.1:9/v1').map(['a'])"

@@ -1,0 +1,166 @@
+"""``response_format``: a type → the field of a request's body, and an answer's text → a value of that type. Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from chatpool.errors import BadRequestError, CallError, ConfigurationError
+
+from . import typed
+from .strict import strict_schema
+
+JSON_SCHEMA, JSON_OBJECT, NOTHING = range(3)  # what a server knows: from the most to the least
+REJECTED = "Your answer was rejected:"  # how the message begins that asks again
+_VALUE = "value"  # the field of an answer whose type is no object: strict mode requires one
+_JSON_TYPES = frozenset({"object", "array", "string", "integer", "number", "boolean", "null"})
+_SCHEMA_KEYS = frozenset(
+    {"$ref", "$schema", "$defs", "anyOf", "oneOf", "allOf", "enum", "const", "properties", "items"}
+)
+_FENCE = re.compile(r"\s*```\w*\n(.*?)\n?```\s*", re.DOTALL)
+_NAMES_FORMAT = re.compile(r"json_schema|response_format|json_object|structured.?outputs?", re.IGNORECASE)
+_BAD_SCHEMA = re.compile(r"invalid schema|invalid json_?schema", re.IGNORECASE)
+_LINK = re.compile(r"\n\s*For further information visit \S+")  # in pydantic's errors
+
+
+class ResponseFormat:
+    """The type of the answers of a run. Called with an answer's text, like ``parse``."""
+
+    label = "response_format"
+
+    def __init__(self, kind: Any) -> None:
+        self.kind = kind
+        try:
+            schema = self._schema()
+            self.is_wrapped = not _is_model(kind) and (schema.get("type") != "object" or "properties" not in schema)
+            self.schema = strict_schema(_wrap(schema) if self.is_wrapped else schema)
+        except (TypeError, ValueError, NameError, RecursionError) as error:
+            raise ConfigurationError(
+                f"response_format must be a pydantic model, a dataclass, a TypedDict, a Literal, an Enum or a JSON "
+                f"schema: {error}"
+            ) from None
+
+    @property
+    def field(self) -> dict[str, Any]:
+        """The field ``response_format`` of a request's body."""
+        name = re.sub(r"\W", "_", str(self.schema.get("title") or getattr(self.kind, "__name__", "answer")))[:64]
+        return {"type": "json_schema", "json_schema": {"schema": self.schema, "name": name, "strict": True}}
+
+    def __call__(self, text: str) -> Any:
+        """Return an answer as a value of the type; raise ValueError if it does not fit."""
+        fence = _FENCE.fullmatch(text)
+        text = fence[1] if fence else text
+        if _is_model(self.kind):
+            return self.kind.model_validate_json(text)
+        value = self._unwrapped(text)
+        if isinstance(self.kind, Mapping):
+            _check(value, self.schema["properties"][_VALUE] if self.is_wrapped else self.schema, self.schema, "")
+            return value
+        return typed.build(self.kind, value)
+
+    def _schema(self) -> dict[str, Any]:
+        if isinstance(self.kind, Mapping):
+            return dict(self.kind)
+        schema: dict[str, Any] = self.kind.model_json_schema() if _is_model(self.kind) else typed.schema_of(self.kind)
+        return schema
+
+    def _unwrapped(self, text: str) -> Any:
+        """Return the JSON of an answer. Servers that do not know the schema leave out the object, or the quotes."""
+        try:
+            value = json.loads(text)
+        except ValueError:
+            if not self.is_wrapped or text.lstrip()[:1] in ("{", "[", '"'):
+                raise
+            return text.strip()
+        return value[_VALUE] if self.is_wrapped and isinstance(value, dict) and value.keys() == {_VALUE} else value
+
+
+def response_format_of(kind: Any) -> tuple[dict[str, Any], ResponseFormat | None]:
+    """Return the fields of the body for a ``response_format``, and its type; a body field has none."""
+    if kind is None:
+        return {}, None
+    if isinstance(kind, Mapping) and not _is_schema(kind):
+        return {"response_format": dict(kind)}, None
+    response_format = ResponseFormat(kind)
+    return {"response_format": response_format.field}, response_format
+
+
+def is_unknown_format(error: CallError) -> bool:
+    """Whether a server rejected a request because of its ``response_format``, rather than of the schema in it."""
+    text = f"{error.code} {error} {error.body}"
+    is_rejected = isinstance(error, BadRequestError) and _NAMES_FORMAT.search(text) is not None
+    return is_rejected and _BAD_SCHEMA.search(text) is None
+
+
+def downgrade(body: dict[str, Any], response_format: ResponseFormat, level: int) -> dict[str, Any]:
+    """Return a body for a server that knows only ``json_object``, or nothing: the schema is in a system message."""
+    body = {name: value for name, value in body.items() if name != "response_format"}
+    if level == JSON_OBJECT:
+        body["response_format"] = {"type": "json_object"}
+    rule = f"Reply only with JSON that matches this JSON schema: {json.dumps(response_format.schema)}"
+    first, *rest = body["messages"]
+    if first.get("role") in ("system", "developer") and isinstance(first.get("content"), str):
+        body["messages"] = [{**first, "content": f"{first['content']}\n\n{rule}"}, *rest]
+    else:
+        body["messages"] = [{"role": "system", "content": rule}, first, *rest]
+    return body
+
+
+def ask_again(body: dict[str, Any], answer: str, problem: str) -> dict[str, Any]:
+    """Return a body whose conversation shows a rejected answer, and why it was rejected."""
+    request = f"{REJECTED} {_LINK.sub('', problem)}\nReply again, with a corrected answer and nothing else."
+    turns = [{"role": "assistant", "content": answer}, {"role": "user", "content": request}]
+    return {**body, "messages": [*body["messages"], *turns]}
+
+
+def _is_schema(value: Mapping[str, Any]) -> bool:
+    kind = value.get("type")
+    return isinstance(kind, list) or kind in _JSON_TYPES or (kind is None and bool(_SCHEMA_KEYS & value.keys()))
+
+
+def _is_model(kind: Any) -> bool:
+    """Whether a type is a pydantic model. Looks only at what is imported already."""
+    pydantic: Any = sys.modules.get("pydantic")
+    return pydantic is not None and isinstance(kind, type) and issubclass(kind, pydantic.BaseModel)
+
+
+def _wrap(schema: dict[str, Any]) -> dict[str, Any]:
+    inner = {name: value for name, value in schema.items() if name not in ("$defs", "definitions", "title", "$schema")}
+    outer: dict[str, Any] = {name: schema[name] for name in ("$defs", "definitions", "title") if name in schema}
+    return {"type": "object", **outer, "properties": {_VALUE: inner}, "required": [_VALUE]}
+
+
+def _check(value: Any, schema: Any, root: dict[str, Any], path: str) -> None:
+    """Check the types, choices and fields of a value; the server checks the rest of the schema."""
+    name = path.lstrip(".") or "the answer"
+    reference = schema.get("$ref", "")
+    if reference.startswith("#/$defs/"):
+        schema = root.get("$defs", {}).get(reference[8:], {})
+    kinds = schema.get("type", [])
+    kinds = kinds if isinstance(kinds, list) else [kinds]
+    if kinds and not any(_has_type(value, kind) for kind in kinds):
+        raise ValueError(f"{name} must be of type {' or '.join(kinds)}, not {value!r:.100}")
+    if "enum" in schema and value not in schema["enum"]:
+        raise ValueError(f"{name} must be one of {schema['enum']}, not {value!r:.100}")
+    if isinstance(value, dict):
+        missing = [field for field in schema.get("required", []) if field not in value]
+        if missing:
+            raise ValueError(f"{name} lacks {', '.join(missing)}")
+        for field, inner in schema.get("properties", {}).items():
+            if field in value:
+                _check(value[field], inner, root, f"{path}.{field}")
+    if isinstance(value, list) and isinstance(schema.get("items"), dict):
+        for number, item in enumerate(value):
+            _check(item, schema["items"], root, f"{path}[{number}]")
+
+
+def _has_type(value: Any, kind: str) -> bool:
+    if kind == "number":
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind == "integer":
+        return (type(value) is int) or (isinstance(value, float) and value.is_integer())
+    python = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None)}.get(kind, object)
+    return isinstance(value, python)
