@@ -142,7 +142,7 @@ class Transport:
             raise scope.error or scope.timeout_error()
         if failure is not None:
             raise failure
-        if self._keys is not None and reply.status != 401:
+        if self._keys is not None and reply.is_success:
             self._keys.accepted()
         return reply
 

@@ -11,7 +11,7 @@ from chatpool._protocol.judgement import is_outage_sign, is_refusal, is_transien
 from chatpool._protocol.prices import cost_of
 from chatpool._protocol.replies import Reply, check_answer, read_completion, read_document
 from chatpool._protocol.requests import BYTES_A_TOKEN, CHAT_PATH, encode, estimate_tokens
-from chatpool._protocol.results import REJECTIONS, ChatResult, Retry
+from chatpool._protocol.results import REJECTIONS, ChatResult, Retry, Usage
 from chatpool._protocol.schemas import (
     JSON_SCHEMA,
     NOTHING,
@@ -175,7 +175,7 @@ class Sender:
             call.usage = usage if call.usage is None else call.usage + usage
             if call.job.budget is not None:
                 call.job.budget.charge(usage.total_tokens)
-        self._add_cost(call, reply)
+        self._add_cost(call, reply, usage)
         read = read_completion if call.request.path == CHAT_PATH else read_document
         try:
             call.completion = completion = read(reply)
@@ -193,9 +193,9 @@ class Sender:
             call.job.budget.charge((request_bytes + len(completion.text)) // BYTES_A_TOKEN)
         check_answer(reply, completion)
 
-    def _add_cost(self, call: Call, reply: Reply) -> None:
+    def _add_cost(self, call: Call, reply: Reply, usage: Usage | None) -> None:
         """Note the dollars for a reply, if they are known. An error that reports no usage is free."""
-        cost = cost_of(reply.document, reply.usage, call.job.builder.price(call.request))
+        cost = cost_of(reply.document, usage, call.job.builder.price(call.request))
         if cost is not None:
             call.cost = cost + (call.cost or 0.0)
         call.attempt_cost = 0.0 if cost is None and not reply.is_success else cost
