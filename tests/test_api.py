@@ -8,6 +8,7 @@ import logging
 import pickle
 import subprocess
 import sys
+import sysconfig
 
 import pytest
 
@@ -161,6 +162,14 @@ def test_logger_is_silent_by_default():
 
 def test_import_loads_no_optional_modules():
     """Those for the bar, the command, the journal and the first retry are imported at their first use."""
-    later = {"tqdm", "argparse", "backoff", "asyncio", "chatpool.journal", "chatpool.testing", "chatpool._cli.main"}
+    later = {"tqdm", "argparse", "backoff", "asyncio", "pickle", "difflib"}
+    later |= {"chatpool.journal", "chatpool.testing", "chatpool._cli.main"}
     code = f"import chatpool, sys; print(sorted({later} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this Python always has the GIL")
+def test_use_leaves_the_gil_disabled(server):
+    """A free-threaded Python enables it if any module that is imported asks for it."""
+    code = f"import chatpool, sys; chatpool.ChatPool(base_url={server.url!r}).map(['a']); print(sys._is_gil_enabled())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

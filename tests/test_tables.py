@@ -76,7 +76,7 @@ def test_pool_of_the_environment(library, server, monkeypatch):
     assert chatpool.table(library.DataFrame({"x": ["a"]}), "{x}")["answer"].to_list() == ["a"]
 
 
-def test_what_does_not_fit_is_refused_before_anything_is_sent(library, server, pool):
+def test_template_or_column_that_does_not_fit_is_refused(library, server, pool):
     frame = library.DataFrame({"x": ["a"], "answer": ["b"]})
     with pytest.raises(ValueError, match="has a column 'answer' already; drop it, or name others: answer="):
         chatpool.table(frame, "{x}", pool=pool)
@@ -105,7 +105,7 @@ def test_lazy_frame_and_pyarrow_table_name_the_remedy(pool):
         chatpool.table(pa.table({"x": ["a"]}), "{x}", pool=pool)
 
 
-def test_rows_and_pyarrow_columns_are_no_prompts(server, pool):
+def test_rows_and_pyarrow_columns_are_not_prompts(server, pool):
     """A list of rows looks like a list of messages, and pyarrow's columns yield scalars."""
     with pytest.raises(TypeError, match=r"prompt 0: .*needs 'messages'; if this is a row of a table.*chatpool\.table"):
         pool.map([{"text": "a"}])

@@ -10,23 +10,24 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from typing import Any, Callable, TextIO
 
-from chatpool._files.batch_format import Key, digest_of
+from chatpool._files.batch_format import digest_of
 from chatpool._files.choosing import Choice
 from chatpool._files.compaction import compact
-from chatpool._files.inputs import Input, InputError, Item
-from chatpool._files.journal import Journal, JournalView, hash64
-from chatpool._files.tables import Outcome, check_table, is_table, journal_of, outcome_of, write_table
+from chatpool._files.inputs import Input, InputError
+from chatpool._files.journal import Journal, JournalView
+from chatpool._files.tables import check_table, is_table, journal_of, write_table
 from chatpool._protocol.request_builder import Request, RequestBuilder
 from chatpool._protocol.requests import BatchRequest, estimate_tokens, path_of
 from chatpool._protocol.results import ChatResult
 from chatpool._protocol.summary import Summary, plural
 from chatpool._protocol.terminal import escape_controls
 from chatpool._scheduling.mapper import Mapper
-from chatpool.errors import ConfigurationError, DeadlineError, JournalError, NotSentError
+from chatpool.errors import ConfigurationError, JournalError
 from chatpool.pool import ChatPool
+
+from .selection import EmptyLines, Outcomes, Selection
 
 _CONNECT_TIMEOUT = 10  # seconds, to a Dask scheduler
 
@@ -95,119 +96,30 @@ class RunOptions:
         return digest_of(path_of(prompt), self.builder.body(prompt))
 
 
-class Selection:
-    """The prompts of an input that are sent: the first ``--limit``, and with ``--dedupe`` each once."""
-
-    def __init__(self, options: RunOptions, prompts: Input, repeats: frozenset[int]) -> None:
-        self._options, self._prompts, self._repeats = options, prompts, repeats
-
-    def __len__(self) -> int:
-        return min(len(self._prompts) - (self._prompts.copies if self._options.dedupe else 0), self._limit)
-
-    def __iter__(self) -> Iterator[BatchRequest]:
-        return islice(self._distinct(), None if self._options.limit is None else self._limit)
-
-    @property
-    def _limit(self) -> int:
-        return sys.maxsize if self._options.limit is None else self._options.limit
-
-    def _distinct(self) -> Iterator[BatchRequest]:
-        seen: set[int] = set()
-        for prompt in self._prompts:
-            if self._options.dedupe and self._repeats:
-                digest = hash64(self._options.digest(prompt))
-                if digest in seen:
-                    continue
-                if digest in self._repeats:
-                    seen.add(digest)
-            yield prompt
-
-
-class Outcomes:
-    """The outcome of each row of the input, from the journal, for the table that comes out."""
-
-    def __init__(self, options: RunOptions, prompts: Input, repeats: frozenset[int]) -> None:
-        self._options, self._prompts, self._repeats = options, prompts, repeats
-        self._firsts: dict[int, Key] = {}  # of prompts that are repeated, with --dedupe
-        self._sent = 0  # prompts that were reached, but for those that --dedupe leaves out
-        self.unsent = "not sent; run the same command again"
-
-    def note(self, result: ChatResult) -> None:
-        """Remember why prompts are not sent."""
-        if isinstance(result.error, (NotSentError, DeadlineError)):
-            self.unsent = f"{type(result.error).__name__}: {result.error}"
-
-    def write(self) -> None:
-        """Write the table."""
-        options = self._options
-        assert options.output is not None
-        assert options.journal is not None
-        with Journal(options.journal, is_read_only=True) as journal:
-            view = JournalView(journal, _digest_of(options), None, repeats=self._repeats)
-            self._firsts.clear()
-            self._sent = 0
-            added = write_table(
-                options.output, self._prompts, lambda item: self._of(item, view), has_usage=options.usage
-            )
-        if added[:2] != ["answer", "error"]:
-            _note(f"the input has such columns already; the new ones of {options.output} are {', '.join(added)}")
-
-    def _of(self, item: Item, view: JournalView) -> Outcome:
-        """Return the outcome of the next row."""
-        if item.entry is None:
-            return Outcome(error="no prompt in this row")
-        if isinstance(item.entry, str):
-            raise InputError(f"{self._prompts.name} has changed: line {item.line}: {item.entry}")
-        limit = self._options.limit
-        request = self._options.builder.request(self._sent, item.entry)
-        key, is_first = self._key(view, request)
-        is_over = is_first and limit is not None and self._sent >= limit
-        self._sent += is_first
-        result = view.read(request, key)
-        if result is not None:
-            return outcome_of(result)
-        return Outcome(error=f"not sent: beyond --limit {limit}" if is_over else self.unsent)
-
-    def _key(self, view: JournalView, request: Request) -> tuple[Key, bool]:
-        """Return a request's key in the journal, and whether it is the first of its equals."""
-        if not (self._options.dedupe and self._repeats):
-            return view.key(request), True
-        number = hash64(self._options.digest(request.prompt))
-        if number in self._firsts:
-            return self._firsts[number], False
-        key = view.key(request)
-        if number in self._repeats:
-            self._firsts[number] = key
-        return key, True
-
-
 def run(options: RunOptions) -> int:
     """Send every prompt and print a summary to stderr; return the exit code."""
-    summary = Summary()
     _prepare_stdout(options)
     with closing(options.open_input()) as prompts:
         _check_output(options)
         repeats = prompts.check(options.digest, is_deduped=options.dedupe)
         _print_notes(options, prompts)
-        outcomes = Outcomes(options, prompts, repeats)
-        selection = Selection(options, prompts, repeats)
+        selection = Selection(prompts, repeats, options.digest, limit=options.limit, is_deduped=options.dedupe)
+        summary, is_resumed = Summary(), _has_lines(options.journal)
         with _open_mapper(options, repeats) as mapper:
             try:
-                _send(options, mapper, prompts, selection, summary, outcomes)
+                _send(options, mapper, selection, summary)
             except KeyboardInterrupt as error:
                 for result in _unread_results(error):
                     summary.add(result)
-                if options.is_table:
-                    outcomes.write()
+                _write_table(options, selection)
                 done = f"{summary.answered:,} of {plural(len(selection), 'prompt')} answered"
                 raise RunAborted(f"interrupted: {done}; {_how_to_continue(options)}", 130) from None
             except (JournalError, InputError) as error:
                 if not summary.prompts and not _unread_results(error):  # nothing was sent
                     raise
                 raise RunAborted(f"chatpool: {error}; {_how_to_continue(options)}", 1) from None
-        if options.is_table:
-            outcomes.write()
-        elif options.output is not None and summary.resumed < summary.prompts and summary.resumed:
+        _write_table(options, selection)
+        if options.output is not None and not options.is_table and is_resumed and summary.resumed < summary.prompts:
             compact(options.output)
     for line in summary.format(mapper.wall, mapper.limited_by(summary.prompts - summary.resumed)):
         print(line, file=sys.stderr)
@@ -220,10 +132,11 @@ def dry_run(options: RunOptions) -> int:
     with closing(options.open_input()) as prompts:
         repeats = prompts.check(options.digest, is_deduped=options.dedupe)
         _print_notes(options, prompts)
+        selection = Selection(prompts, repeats, options.digest, limit=options.limit, is_deduped=options.dedupe)
         path = options.journal
         with Journal(path, is_read_only=True) if path and os.path.exists(path) else nullcontext() as journal:
             view = JournalView(journal, _digest_of(options), None, retries_failed=options.retry_failed, repeats=repeats)
-            for index, prompt in enumerate(Selection(options, prompts, repeats)):
+            for index, prompt in enumerate(selection):
                 request = options.builder.request(index, prompt)
                 if view.find(request) is not None:
                     done += 1
@@ -237,6 +150,26 @@ def dry_run(options: RunOptions) -> int:
 
 def _digest_of(options: RunOptions) -> Callable[[Request], str]:
     return lambda request: options.digest(request.prompt)
+
+
+def _has_lines(journal: str | None) -> bool:
+    return journal is not None and os.path.exists(journal) and os.path.getsize(journal) > 0
+
+
+def _write_table(options: RunOptions, selection: Selection) -> None:
+    """Write the table that comes out, if that is what comes out."""
+    if options.output is None or options.journal is None or not options.is_table:
+        return
+    with Journal(options.journal, is_read_only=True) as journal:
+        view = JournalView(journal, _digest_of(options), None, repeats=selection.repeats)
+        outcomes = Outcomes(selection, options.builder, view)
+        try:
+            added = write_table(options.output, selection.prompts, outcomes.of, has_usage=options.usage)
+        except OSError as error:
+            message = f"chatpool: cannot write {options.output}: {error.strerror}; the answers are in {options.journal}"
+            raise RunAborted(f"{message}; {_how_to_continue(options)}", 1) from None
+    if added[:2] != ["answer", "error"]:
+        _note(f"the input has such columns already; the new ones of {options.output} are {', '.join(added)}")
 
 
 def _check_output(options: RunOptions) -> None:
@@ -266,13 +199,11 @@ def mute_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _send(
-    options: RunOptions, mapper: Mapper, prompts: Input, selection: Selection, summary: Summary, outcomes: Outcomes
-) -> None:
-    empty_lines = _EmptyLines(prompts)
+def _send(options: RunOptions, mapper: Mapper, selection: Selection, summary: Summary) -> None:
+    empty_lines = EmptyLines(selection.prompts)
     for result in mapper.stream(selection, in_order=options.text):
         summary.add(result, is_resumed=result.index in mapper.resumed)
-        outcomes.note(result)
+        selection.note(result)
         if options.text:
             with _stdout(options) as stdout:
                 print(end="\n" * empty_lines.before_next(), file=stdout)
@@ -282,26 +213,6 @@ def _send(
             if options.limit is None:
                 print(end="\n" * empty_lines.rest(), file=stdout)
             stdout.flush()
-
-
-class _EmptyLines:
-    """Counts the rows without a prompt, so that each row has its line in the output of ``--text``."""
-
-    def __init__(self, prompts: Input) -> None:
-        self._empty, self._row, self._passed = prompts.empty, 0, 0
-
-    def before_next(self) -> int:
-        """Return the number of rows without a prompt before the next prompt."""
-        first = self._passed
-        while self._passed < len(self._empty) and self._empty[self._passed] == self._row:
-            self._passed += 1
-            self._row += 1
-        self._row += 1
-        return self._passed - first
-
-    def rest(self) -> int:
-        """Return the number of those after the last prompt."""
-        return len(self._empty) - self._passed
 
 
 def _unread_results(error: BaseException) -> list[ChatResult]:

@@ -92,7 +92,7 @@ class Chooser:
     def start(self, columns: dict[str, str] | None) -> str | None:
         """Prepare for the rows of a file; return the problem if its columns do not fit."""
         self._columns, self._found = columns, {}
-        if columns is None:
+        if not columns:  # not a table, or an empty file
             return None
         try:
             for name in self._wanted():

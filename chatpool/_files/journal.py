@@ -329,8 +329,15 @@ def lock(fd: int, path: str) -> None:
         if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
             raise _failure(path, "locked", error) from None
         raise _in_use(path) from None
-    if not os.path.samestat(os.fstat(fd), os.stat(path)):  # another run has just compacted it, into a new file
+    if not _is_at(fd, path):  # another run has just compacted it, into a new file
         raise _in_use(path)
+
+
+def _is_at(fd: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except OSError:
+        return False
 
 
 def unlock(fd: int) -> None:

@@ -160,7 +160,7 @@ def _load(line: str) -> object:
 
 
 def _kind_of_objects(first: str, lines: Sequence[str]) -> str:
-    """Tell a damaged first JSON line from JSON in another layout."""
+    """Distinguish a damaged first JSON line from JSON in another layout."""
     count, rest = 0, first
     try:
         while rest:

@@ -12,9 +12,9 @@ from .json_documents import read_documents
 from .kinds import find_separator, separator_line
 from .sources import InputError, Source, is_bad, not_decoded
 
-_END = "\0end of file\0"
+_END = "\ufdd0end of file\ufdd0"  # U+FDD0 is in no text; old versions of the csv module refuse NUL
+_MAX_CELL = 2**28  # characters
 _BATCH = 2**12  # rows of a Parquet file that are read at a time
-csv.field_size_limit(2**28)  # characters
 
 
 class Row(NamedTuple):
@@ -78,6 +78,7 @@ class CsvRows(Rows):
 
     def __init__(self, source: Source, default: str) -> None:
         super().__init__(source)
+        csv.field_size_limit(_MAX_CELL)
         head = source.head_text()
         self._skip = 1 if separator_line(head) else 0
         self.separator = separator_line(head) or find_separator(head, default)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 from collections.abc import Collection
@@ -45,5 +44,7 @@ def _advice(name: str, known: Collection[str]) -> str:
         return f": it is called {renamed} now{field}"
     if name in _BODY_FIELDS.split():
         return f' of its own; it is a field of the request body: pass params={{"{name}": …}}'
+    import difflib  # noqa: PLC0415 - only for the hint of an error
+
     similar = difflib.get_close_matches(name, known, 1)
     return f"; did you mean {similar[0]}?" if similar else ""

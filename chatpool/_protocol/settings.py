@@ -180,6 +180,8 @@ def check_params(params: Mapping[str, Any] | None) -> Mapping[str, Any]:
         return {}
     if not isinstance(params, Mapping) or not all(isinstance(name, str) for name in params):
         raise ConfigurationError('params must be a dict of body parameters, such as {"temperature": 0}')
+    if "messages" in params:
+        raise ConfigurationError("params must not hold 'messages'; pass the messages as a prompt")
     if params.get("stream"):
         raise ConfigurationError("params: stream=True is not supported; leave it out, answers are read whole")
     try:

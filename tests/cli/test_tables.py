@@ -14,6 +14,7 @@ import sys
 
 import pytest
 
+from chatpool._files.compaction import replace_file
 from chatpool.testing import FakeChatServer, Reply
 from tests.conftest import wait_until
 
@@ -385,3 +386,64 @@ def test_edited_prompt_replaces_its_line(shell):
     shell.run("in.jsonl", "-o", "out.jsonl")
     assert shell.answers() == ["b", "new"]
     assert len(lines()) == 2
+
+
+def test_output_is_compacted_if_nothing_was_answered_before(shell):
+    shell.server.script("a", Reply(status=400), Reply("better"))
+    shell.write("in.txt", "a")
+    assert shell.run("in.txt", "-o", "out.jsonl") == 1
+    assert shell.run("in.txt", "-o", "out.jsonl") == 0
+    assert len(lines()) == 1
+
+
+def test_failed_compaction_changes_nothing(shell, monkeypatch, caplog):
+    """The disk is full: the answers stay as they are, and a warning is logged."""
+
+    def full(path, pieces):
+        raise OSError(28, "No space left on device")
+
+    shell.server.script("a", Reply(status=400), Reply("better"))
+    shell.write("in.txt", "a", "b")
+    shell.run("in.txt", "-o", "out.jsonl")
+    monkeypatch.setattr("chatpool._files.compaction.replace_file", full)
+    assert shell.run("in.txt", "-o", "out.jsonl") == 0
+    assert shell.answers() == ["b", "better"]
+    assert len(lines()) == 3
+    assert "was not compacted: [Errno 28] No space left on device" in caplog.text
+
+
+def test_file_is_replaced_in_one_move(tmp_path):
+    """An error on the way leaves the old file, and no temporary one."""
+
+    def pieces():
+        yield b"new"
+        raise KeyboardInterrupt
+
+    path = tmp_path / "out.csv"
+    path.write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt):
+        replace_file(str(path), pieces())
+    assert path.read_bytes() == b"old"
+    replace_file(str(path), iter([b"n", b"ew"]))
+    assert path.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["out.csv"]
+
+
+def test_full_disk_keeps_the_old_table(shell, monkeypatch):
+    """The answers are in the journal."""
+    shell.write("in.csv", TABLE.encode())
+    shell.run("in.csv", "-o", "out.csv")
+    before = rows()
+
+    def full(path, pieces):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("chatpool._files.tables.replace_file", full)
+    shell.write("in.csv", (TABLE + "new,7\n").encode())
+    assert shell.run("in.csv", "-o", "out.csv") == 1
+    message = (
+        "cannot write out.csv: No space left on device; the answers are in out.csv.chatpool.jsonl; run the same com"
+    )
+    assert message in shell.err
+    assert rows() == before
+    assert sorted(os.listdir()) == ["in.csv", "out.csv", "out.csv.chatpool.jsonl"]

@@ -17,7 +17,6 @@ from tests.snippets import ROOT, run_tests, snippets
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SNIPPETS = snippets(ROOT / "README.md")
-COMMANDS = README + (ROOT / "docs" / "command.md").read_text(encoding="utf-8")
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 NEEDS = {"pandas_column": "pandas", "pydantic_answers": "pydantic"}
 
@@ -72,16 +71,16 @@ def without_times(text):
     return re.sub(r"\d+\.\d+|[\d,]+(?= a minute)", "TIME", text)
 
 
-def test_run_commands_of_readme_and_page(server, tmp_path, monkeypatch, capsys):
-    """Each command line of ``chatpool run`` runs unchanged."""
+def test_run_commands_of_readme(server, tmp_path, monkeypatch, capsys):
+    """Each command line of ``chatpool run`` runs unchanged; test_command_page.py runs those of the page."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.txt").write_text("one\ntwo\n")
     (tmp_path / "table.csv").write_text("prompt\none\n")
     body = {"model": "m", "messages": [{"role": "user", "content": "one"}]}
     line = {"custom_id": "x", "method": "POST", "url": "/v1/chat/completions", "body": body}
     (tmp_path / "batch.jsonl").write_text(json.dumps(line) + "\n")
-    commands = re.findall(r"^chatpool (run [^>\n]*)", COMMANDS, flags=re.MULTILINE)
-    assert len(commands) == 6
+    commands = re.findall(r"^chatpool (run [^>\n]*)", README, flags=re.MULTILINE)
+    assert len(commands) == 2
     for command in commands:
         assert main(shlex.split(command)) == 0, capsys.readouterr().err
 

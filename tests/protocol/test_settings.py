@@ -35,6 +35,7 @@ BAD = {
     "params NaN": ({"params": {"temperature": float("nan")}}, "params cannot be sent as JSON"),
     "params an object": ({"params": {"x": object()}}, "params cannot be sent as JSON"),
     "streaming": ({"params": {"stream": True}}, "stream"),
+    "messages as a parameter": ({"params": {"messages": []}}, "as a prompt"),
     "headers a list": ({"headers": ["a"]}, "headers must be a dict"),
     "header value not a str": ({"headers": {"a": 1}}, "must be str"),
     "header with a line break": ({"headers": {"api-key": f"{SECRET}\nx"}}, "'api-key' has an invalid character"),
