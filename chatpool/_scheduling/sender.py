@@ -205,7 +205,8 @@ class Sender:
         settings, now = self._settings, time.monotonic()
         call.note_failure(error, now)
         try:
-            has_new_key = _is_401(error) and self._transport.renew_key(call.scope)
+            is_first = self._is_first_401(call, error)
+            has_new_key = _is_401(error) and self._transport.renew_key(call.scope, is_first=is_first)
         except AuthenticationError as no_key:
             return no_key
         rejected = isinstance(error, RateLimitError)
@@ -238,9 +239,12 @@ class Sender:
 
     def _is_stray(self, call: Call, error: CallError) -> bool:
         """Whether a 401 may be a gateway's mistake: the key was accepted before, and this call had no other 401."""
+        return self._limits.answers > 0 and self._is_first_401(call, error)
+
+    @staticmethod
+    def _is_first_401(call: Call, error: CallError) -> bool:
         name = type(error).__name__
-        is_first = sum(attempt.error == name for attempt in call.timeline) == 1
-        return isinstance(error, AuthenticationError) and self._limits.answers > 0 and is_first
+        return isinstance(error, AuthenticationError) and sum(attempt.error == name for attempt in call.timeline) == 1
 
 
 def _is_401(error: CallError) -> bool:
