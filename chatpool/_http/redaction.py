@@ -22,7 +22,7 @@ class Redactor:
 
     def add(self, secret: str) -> None:
         """Replace one more secret; a list that other threads iterate is replaced, not changed."""
-        if secret not in self._secrets:
+        if secret not in self._secrets and len(secret) >= _SHORTEST_SECRET:
             self._secrets = [*self._secrets, secret][-_MOST_SECRETS:]
 
     def __call__(self, text: str) -> str:

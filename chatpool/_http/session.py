@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 import weakref
 import zlib
@@ -79,6 +80,7 @@ class Transport:
         self._mount(settings)
         self._user_agent = user_agent
         self._keys = None if settings.ask_key is None else KeySource(settings.ask_key)
+        self._thread = threading.local()  # .authorization: of this thread's latest request, by the session's auth
         self._has_key = bool(settings.api_key or settings.ask_key)
         in_query = secrets_of_query(settings.base_url)
         self.redact = Redactor(settings.secrets + in_query)
@@ -142,13 +144,23 @@ class Transport:
             raise scope.error or scope.timeout_error()
         if failure is not None:
             raise failure
-        if self._keys is not None and reply.status != 401:
+        if self._keys is not None and reply.is_success:
             self._keys.accepted()
         return reply
 
-    def renew_key(self, scope: CancelScope) -> bool:
-        """Return whether there is another key than the one that the server has just rejected in this thread."""
-        return self._keys is not None and self._keys.renew(scope)
+    def renew_key(self, scope: CancelScope, *, is_first: bool) -> bool:
+        """Return whether there is another key than the one that the server has just rejected in this thread.
+
+        ``is_first``: whether its call met no 401 before. A session's ``auth``, which may make a token for each request,
+        is believed once.
+        """
+        if self._keys is not None:
+            return self._keys.renew(scope)
+        if self._auth_each_time is None or not is_first:
+            return False
+        rejected = self._thread.authorization
+        self._request(CHAT_PATH, b"{}")
+        return bool(self._thread.authorization != rejected)
 
     def _mount(self, settings: Settings) -> None:
         """Replace requests' own adapter by ours; the user's own kind of adapter stays."""
@@ -194,6 +206,7 @@ class Transport:
         request.headers["Content-Length"] = str(len(payload))
         if self._auth_each_time is not None:  # it may sign the body
             request.prepare_auth(self._auth_each_time, request.url or "")
+            self._thread.authorization = request.headers.get("Authorization")
         return request
 
     def _sign(self, request: requests.PreparedRequest, key: str) -> None:

@@ -13,7 +13,7 @@ from chatpool._protocol.judgement import is_outage_sign, is_refusal, is_transien
 from chatpool._protocol.prices import cost_of
 from chatpool._protocol.replies import Reply, check_answer, read_completion, read_document
 from chatpool._protocol.requests import BYTES_A_TOKEN, CHAT_PATH, encode, estimate_tokens
-from chatpool._protocol.results import REJECTIONS, ChatResult, Retry
+from chatpool._protocol.results import REJECTIONS, ChatResult, Retry, Usage
 from chatpool._protocol.schemas import (
     JSON_SCHEMA,
     NOTHING,
@@ -179,7 +179,7 @@ class Sender:
             call.usage = usage if call.usage is None else call.usage + usage
             if call.job.budget is not None:
                 call.job.budget.charge(usage.total_tokens)
-        self._add_cost(call, reply)
+        self._add_cost(call, reply, usage)
         announced = announced_limits(reply.headers, time.time())
         read = read_completion if call.request.path == CHAT_PATH else read_document
         try:
@@ -198,9 +198,9 @@ class Sender:
             call.job.budget.charge((request_bytes + len(completion.text)) // BYTES_A_TOKEN)
         check_answer(reply, completion)
 
-    def _add_cost(self, call: Call, reply: Reply) -> None:
+    def _add_cost(self, call: Call, reply: Reply, usage: Usage | None) -> None:
         """Note the dollars for a reply, if they are known. An error that reports no usage is free."""
-        cost = cost_of(reply.document, reply.usage, call.job.builder.price(call.request))
+        cost = cost_of(reply.document, usage, call.job.builder.price(call.request))
         if cost is not None:
             call.cost = cost + (call.cost or 0.0)
         call.attempt_cost = 0.0 if cost is None and not reply.is_success else cost
@@ -210,7 +210,8 @@ class Sender:
         settings, now = self._settings, time.monotonic()
         call.note_failure(error, now)
         try:
-            has_new_key = _is_401(error) and self._transport.renew_key(call.scope)
+            is_first = self._is_first_401(call, error)
+            has_new_key = _is_401(error) and self._transport.renew_key(call.scope, is_first=is_first)
         except AuthenticationError as no_key:
             return no_key
         rejected = is_refusal(error)
@@ -243,9 +244,12 @@ class Sender:
 
     def _is_stray(self, call: Call, error: CallError) -> bool:
         """Whether a 401 may be a gateway's mistake: the key was accepted before, and this call had no other 401."""
+        return self._limits.answers > 0 and self._is_first_401(call, error)
+
+    @staticmethod
+    def _is_first_401(call: Call, error: CallError) -> bool:
         name = type(error).__name__
-        is_first = sum(attempt.error == name for attempt in call.timeline) == 1
-        return isinstance(error, AuthenticationError) and self._limits.answers > 0 and is_first
+        return isinstance(error, AuthenticationError) and sum(attempt.error == name for attempt in call.timeline) == 1
 
 
 def _is_401(error: CallError) -> bool:

@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+import requests
 
 from chatpool import AuthenticationError, ChatPool, ConfigurationError, DeadlineError, NotSentError
 from chatpool._http import keys
@@ -188,3 +189,31 @@ def test_a_callable_counts_as_a_key_for_openai():
     assert "api.openai.com" in repr(ChatPool(api_key=get_key))
     with pytest.raises(ConfigurationError, match="api_key must be a str or a function that returns one"):
         ChatPool(api_key=5)
+
+
+@pytest.mark.parametrize("renews", [True, False])
+def test_a_sessions_auth_that_renews_its_token_costs_no_try(server, renews):
+    """It is asked for every request. A token that does not change is not sent again."""
+    names = ["key-number-1", "key-number-2" if renews else "key-number-1"]
+    expired = threading.Event()
+
+    def auth(request):
+        request.headers["Authorization"] = f"Bearer {names[expired.is_set()]}"
+        return request
+
+    with requests.Session() as session:
+        session.auth = auth
+        pool = ChatPool(1, base_url=server.url, session=session, max_tries=1)
+        assert pool.ask("a") == "a"
+        real = server._reply
+
+        def expire(request):
+            if not expired.is_set():
+                expired.set()
+                server.valid.symmetric_difference_update({"key-number-1", "key-number-2"})
+            return real(request)
+
+        server._reply = expire
+        assert pool.map(["b"]) == (["b"] if renews else [None])
+        assert server.count("b") == (2 if renews else 1)
+        pool.close()
