@@ -125,7 +125,7 @@ def _add_run(commands: Any) -> None:
     add("--text", action="store_true", help="write plain answers to stdout in order, one a line; line ends become \\n")
     add("--dry-run", action="store_true", help="count the calls and tokens, and the prompts already done; send nothing")
     _add_reading_options(add)
-    add("--usage", action="store_true", help="add columns for tokens and finish reason to a table")
+    add("--usage", action="store_true", help="add columns for tokens, cost and finish reason to a table")
     add("--model", help=f"model for prompts that name none (default: OPENAI_MODEL, or {DEFAULT_MODEL})")
     add("--base-url", metavar="URL", help="base URL of the API (default: OPENAI_BASE_URL, or OpenAI's)")
     add("--header", metavar="'NAME: VALUE'", action="append", default=[], type=_header, help="HTTP header; repeat")

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, Callable, NamedTuple
 
+from chatpool._protocol.prices import cost_of
 from chatpool._protocol.results import ChatResult
 from chatpool.errors import ConfigurationError
 
@@ -27,12 +28,13 @@ _TEXT_COLUMN = "prompt"  # of prompts that came without a column
 
 
 class Outcome(NamedTuple):
-    """A row's added cells. ``error``: why there is no answer."""
+    """A row's added cells. ``error``: why there is no answer. ``cost``: dollars, if the server reports them."""
 
     answer: str | None = None
     error: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    cost: float | None = None
     finish_reason: str | None = None
 
 
@@ -69,7 +71,8 @@ def outcome_of(result: ChatResult) -> Outcome:
     answer = (result.text or json.dumps(result.response)) if result.ok else None
     error = None if result.error is None else f"{type(result.error).__name__}: {result.error}"
     prompt_tokens, completion_tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (None, None)
-    return Outcome(answer, error, prompt_tokens, completion_tokens, result.finish_reason)
+    cost = cost_of(result.response, usage, None)
+    return Outcome(answer, error, prompt_tokens, completion_tokens, cost, result.finish_reason)
 
 
 def write_table(output: str, prompts: Input, outcome_of_item: OutcomeOf, *, has_usage: bool) -> list[str]:
@@ -196,7 +199,8 @@ def _with_outcomes(pa: Any, arrays: list[Any], schema: Any, outcomes: list[Outco
     """Return a record batch with the added columns."""
     arrays = list(arrays)
     for position, name in enumerate(added):
-        kind = pa.int64() if Outcome._fields[position].endswith("tokens") else pa.string()
+        field = Outcome._fields[position]
+        kind = pa.int64() if field.endswith("tokens") else pa.float64() if field == "cost" else pa.string()
         values = [outcome[position] for outcome in outcomes]
         cells = [_utf8(value) if isinstance(value, str) else value for value in values]
         arrays.append(pa.array(cells, kind))

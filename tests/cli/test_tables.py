@@ -206,7 +206,14 @@ def test_usage_adds_columns(shell):
     assert int(first["prompt_tokens"]) > 0
     assert int(first["completion_tokens"]) > 0
     assert first["finish_reason"] == "stop"
+    assert first["cost"] == ""
     assert (second["prompt_tokens"], second["finish_reason"]) == ("", "")
+    choices = [{"message": {"role": "assistant", "content": "c"}, "finish_reason": "stop"}]
+    usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3, "cost": 0.25}
+    shell.server.script("c", Reply(body={"choices": choices, "usage": usage}))
+    shell.write("in.csv", "prompt", "c")
+    shell.run("in.csv", "-o", "out.csv", "--usage")
+    assert rows()[0]["cost"] == "0.25"
     assert shell.run("in.csv", "-o", "out.jsonl", "--usage") == 2
     assert "--usage adds columns to a table" in shell.err
 
