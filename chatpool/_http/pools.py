@@ -195,6 +195,7 @@ class PoolAdapter(HTTPAdapter):
         if response.is_redirect:
             # Session.send would read the whole body of a redirect, only to say where it leads.
             response.headers["x-chatpool-location"] = response.headers.pop("location")
+        current.response = response  # for closing it, should a hook of the Session raise
         return response
 
 

@@ -132,9 +132,13 @@ class Transport:
             failure = error
         except (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError, ValueError) as error:
             if not is_of_the_wire(error):
+                _close_response()
                 raise
             failure = self._translate(error, scope)
             forget_frames(error)
+        except BaseException:  # a hook's, or Ctrl-C
+            _close_response()
+            raise
         finally:
             vars(current).clear()
             vars(current).update(outer)
@@ -237,6 +241,13 @@ class Transport:
         if scope.is_stale and kind is APIConnectionError and code != "stale_connection":
             code, message = "stale_connection", "the server had closed the kept connection"
         return kind(self.redact(message), code=code)
+
+
+def _close_response() -> None:
+    """Close the response that this thread was about to read."""
+    response = vars(current).get("response")
+    if response is not None:
+        response.close()
 
 
 def _new_session() -> requests.Session:
