@@ -14,8 +14,9 @@ NEARLY = 9, 0.85  # nor are so many, of so large a share of the requests: replie
 MORE = 5  # in a row, once it is known that refusals come at random
 LEAKY = 10, 0.7  # of so many requests a smaller share was refused: others are taken meanwhile
 PROOF = 3  # rows of refusals below the pace, before they prove anything
-SAMPLE = 10  # requests without a pace, before there is anything to compare with
+SAMPLE = 20  # requests without a pace, before there is anything to compare with
 HALF = 0.5  # of the share without a pace: if so large a share is refused with one, the pace does not help
+TRIAL, MANY = 8, 0.1  # rows of refusals below the pace, and so large a share: going without a pace shows what it is for
 FADE = 200  # requests, after which older ones count half
 ALONE = 8, 3  # others taken since a prompt was last refused, at least, and times the others refused: it is suspect
 
@@ -57,6 +58,7 @@ class Comparison:
     """Are requests refused less often below the known pace than with no pace at all? Else it is of no use to pace."""
 
     def __init__(self) -> None:
+        self._patience = TRIAL
         self.reset()
 
     def reset(self) -> None:
@@ -83,10 +85,28 @@ class Comparison:
         self._free.refused = max(self._free.refused, share * self._free.sent)
 
     @property
-    def pace_helps(self) -> bool:
-        """Whether a pace lowers the share of refusals, as far as is known."""
+    def calls_for_trial(self) -> bool:
+        """Whether so many are refused below the pace that going without it may be as good."""
         if self._below.refused < PROOF or self._free.sent < SAMPLE:
-            return True
+            return False
+        return not self._helps or (self._below.value >= MANY and self._below.refused >= self._patience)
+
+    def begin_trial(self) -> None:
+        """Go without a pace from now on."""
+        self._free = Share()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the trial shows that a pace helps."""
+        return self._free.sent >= SAMPLE and self._helps
+
+    def end_trial(self) -> None:
+        """Pace again: the next trial comes later."""
+        self._patience *= 2
+        self._below = Share()
+
+    @property
+    def _helps(self) -> bool:
         return self._below.value < HALF * self._free.value
 
 

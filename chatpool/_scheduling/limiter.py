@@ -190,12 +190,18 @@ class Limiter:
         self.window.taken(call)
         self._clean += 1
         if self._clean >= CLEAN:
-            self._clean, self._is_random = 0, False
-            self._comparison.reset()
+            self._end_random()
         if self.breaker.probe is call:
             self._reopen(now)
         elif self.breaker.is_open:
             self.breaker.hurry(now)
+
+    def _end_random(self) -> None:
+        self._clean = 0
+        self._comparison.reset()
+        if self._is_random:
+            self._is_random = False
+            self.pace.drop()
 
     def _tell(self, now: float, request: _Request, announced: Sequence[Announced]) -> None:
         if announced:
@@ -267,13 +273,21 @@ class Limiter:
         self._row, self._row_position = Row(now, request.number), request.position
         if request.is_below:
             self._comparison.refused_below()
-        if not self._is_random and not self._comparison.pace_helps:
-            self._is_random = True
-            self.pace.drop()
+        self._try_without_pace(now)
         self._meter.refused(now, call.tokens)
         self._choose_unit(call)
         if self.pace.rate is not None and call.sent_at > self._cut_at:
             self._cut(now, self._size(call))
+
+    def _try_without_pace(self, now: float) -> None:
+        if self._is_random and self._comparison.has_failed:
+            self._is_random = False
+            self._comparison.end_trial()
+            self.pace.resume(now)
+        elif not self._is_random and self._comparison.calls_for_trial:
+            self._is_random = True
+            self._comparison.begin_trial()
+            self.pace.suspend()
 
     def _settle(self, now: float) -> None:
         """End a row of refusals if a request sent after it was taken."""
@@ -328,7 +342,7 @@ class Limiter:
                 self._comparison.certain(row.share(row.last))
         if self._is_random:
             self._is_random = False
-            self._comparison.reset()
+            self._comparison.end_trial()
         self.breaker.open(now, row.began, asked, *self._rounds.next())
         self.window.suppose(self._row_position - 1)
 
@@ -343,8 +357,8 @@ class Limiter:
         if self._rounds.begin(since, failed_at, now, self._meter.counted, refused):
             self.pace.drop()
             self._meter.restart()
-        elif self.pace.rate is not None:
-            self.pace.restart(now)
+        elif self.pace.base:
+            self.pace.resume(now)
         elif probes or self._closing_was_certain():
             self._start_pace(now)
         else:

@@ -38,13 +38,19 @@ class Pace:
         self.known = rate if is_known else self.known
         self.rate = (1 - CUT) * rate
 
-    def restart(self, now: float) -> None:
-        """Begin the growth again, after a pause."""
+    def suspend(self) -> None:
+        """Keep no pace for now."""
+        self.rate = None
+
+    def resume(self, now: float) -> None:
+        """Begin the growth again, after a pause or without having kept a pace."""
         self._began = now
+        self.rate = (1 - CUT) * self.base
 
     def drop(self) -> None:
-        """Keep no pace any more."""
+        """Forget the pace."""
         self.rate = self.known = None
+        self.base = 0.0
 
     def convert(self, factor: float, largest: float) -> None:
         """Count in another unit from now on."""
