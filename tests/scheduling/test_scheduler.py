@@ -297,18 +297,22 @@ def test_interrupts_at_random_moments_leave_the_pool_sound(server, make_pool):
         raise KeyboardInterrupt
 
     pool = make_pool(4)
+    caught = []
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
         for number in range(60):
-            with pytest.raises(KeyboardInterrupt) as caught:
+            try:
                 signal.setitimer(signal.ITIMER_REAL, 0.0005 + 0.0002 * (number % 30))
-                while True:
+                ends = time.monotonic() + 1  # Python drops an interrupt that comes within a finalizer
+                while time.monotonic() < ends:
                     pool.map(["a"] * 50)
-            answers = getattr(caught.value, "answers", [])
-            assert len(answers) in (0, 50)
+            except KeyboardInterrupt as error:
+                caught.append(len(getattr(error, "answers", [])))
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+    assert len(caught) >= 50
+    assert set(caught) <= {0, 50}
     assert pool.map(["b"] * 40, deadline=10) == ["b"] * 40
     assert wait_until(lambda: not pool._engine()._scheduler._in_flight)
 
