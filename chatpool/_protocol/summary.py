@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from chatpool.errors import CallError
+from chatpool.errors import CallError, NotSentError
 
 from .prices import show_cost
 from .results import ChatResult, Usage
@@ -82,7 +82,8 @@ class Summary:
     def _counts(self, wall: float) -> str:
         old = self.answered - self._new_answers
         resumed = f" ({old:,} resumed)" if old else ""
-        counts = f"{self.answered:,} answered{resumed}, {self.failed:,} failed"
+        unsent = f" ({self._unsent:,} not sent)" if self._unsent else ""
+        counts = f"{self.answered:,} answered{resumed}, {self.failed:,} failed{unsent}"
         line = f"{plural(self.prompts, 'prompt')}: {counts} in {wall:.1f} s"
         rate = f" ({self._new_answers / wall * 60 if wall else 0.0:,.0f} a minute)"
         return line + rate if len(line + rate) <= _WIDTH else line
@@ -103,6 +104,12 @@ class Summary:
         if self._truncated:
             yield f"truncated answers: {self._truncated:,}"
 
+    @property
+    def _unsent(self) -> int:
+        """The number of prompts that were not sent because of the other failures, which say more."""
+        count = sum(count for cause, count in self._causes.items() if cause[0] is NotSentError)
+        return count if count < self.failed else 0
+
     def _latencies(self) -> str:
         if not self._seconds:
             return "no new answer"
@@ -112,7 +119,7 @@ class Summary:
 
     def _failures(self, room: int) -> list[str]:
         """Return a line for each cause, and more lines for the first if there is room; the last one for the rest."""
-        causes = self._causes.most_common()
+        causes = [item for item in self._causes.most_common() if not self._unsent or item[0][0] is not NotSentError]
         shown = causes if len(causes) <= room else causes[: max(1, room - 1)]
         lines: list[str] = []
         for number, (cause, count) in enumerate(shown, 1):

@@ -117,7 +117,19 @@ def test_summary_fits_five_lines_of_80_columns(kinds, resumed):
 
 def test_summary_counts_the_failures_that_it_does_not_show():
     failures = [bad(index, kind("message", status_code=index)) for index, kind in enumerate(KINDS)]
-    assert Answers(failures).summary().splitlines()[-1] == "  4 × other errors, see answers.failures"
+    lines = Answers(failures).summary().splitlines()
+    assert lines[-1] == "  3 × other errors, see answers.failures"
+    assert "(1 not sent)" in lines[0]  # because of one of the others
+
+
+def test_summary_shows_the_message_that_stopped_a_run():
+    """Prompts that were not sent because of it are a number in the first line."""
+    wrong = bad(
+        0, AuthenticationError("401: Incorrect API key provided", status_code=401, code="invalid_request_error")
+    )
+    summary = Answers([wrong, *(bad(index, NotSentError("not sent")) for index in range(1, 9))]).summary()
+    assert "9 failed (8 not sent)" in summary
+    assert "Incorrect API key" in " ".join(summary.split())
 
 
 def test_summary_escapes_control_characters():
