@@ -143,7 +143,8 @@ class Mapper:
         if calls > slots and waited < _NOTABLE * slots * wall:
             return f"{SLOTS}={slots}"
         if waited > _NOTABLE * min(calls, slots) * wall:
-            return max(waits, key=lambda cause: waits[cause])
+            cause = max(waits, key=lambda cause: waits[cause])
+            return self._job.limit_figures().get(cause, cause)
         return "nothing"
 
     @property

@@ -176,7 +176,7 @@ class Scheduler(Actor):
 
     def _add_job(self, job: Job) -> JobState:
         state = self._jobs[job] = JobState(job, self._size)
-        job.scheduled(self.waits)
+        job.scheduled(self.waits, self._limits.figures)
         if job.deadline < math.inf:
             heapq.heappush(self._deadlines, (job.deadline, next(self._numbers), weakref.ref(job)))
         if job.outer is not None:
