@@ -37,6 +37,7 @@ IN_TURN = 4  # every so many requests, a suspect waits for the pace: without a t
 IDLE = 60.0  # seconds without a request: the measure begins again
 HOLD = 0.05  # seconds for which sending pauses at most until it is known what came of the requests in flight
 SOON = 1e-4  # seconds
+SURE = 3  # times as long until a request beyond the window counts as accepted: a late refusal would drop the window
 
 
 class Call(Protocol):
@@ -94,14 +95,14 @@ class Limiter:
         probe = self.breaker.probe
         if probe is None:
             return self.breaker.delay(now)
-        wait: float = probe.sent_at + self._wire.decided - now
+        wait: float = probe.sent_at + SURE * self._wire.decided - now
         if wait <= 0:
             self._close_breaker(now)
         return wait
 
     def _window_delay(self, now: float) -> float:
         probe = self.window.probe
-        wait = math.inf if probe is None else probe.sent_at + self._wire.decided - now
+        wait = math.inf if probe is None else probe.sent_at + SURE * self._wire.decided - now
         if wait <= 0:
             self.window.probe_accepted()
         return max(wait, SOON) if self.window.is_full(self._wire.in_flight) else 0.0
@@ -205,7 +206,9 @@ class Limiter:
         if self.breaker.is_open:
             self._note_while_open(now, call, request.number, asked)
             return False
-        if self.window.refused(call, self._wire.in_flight):
+        probe = self.window.probe
+        is_near = probe is not None and abs(probe.sent_at - call.sent_at) <= self._wire.decided
+        if self.window.refused(call, self._wire.in_flight, is_near=is_near):
             self._explain_by_window()
             return False
         if is_announced:
@@ -241,6 +244,7 @@ class Limiter:
             self.breaker.failed(now, asked)
         elif self._opened_by is not None and number <= self._opened_by.sent:
             self._opened_by.add(call, number)
+            self.window.suppose_less()
             if asked is not None:
                 self.breaker.ask(now, asked)
 
@@ -262,7 +266,7 @@ class Limiter:
             self._change_unit()
         if self.pace.rate is not None and call.sent_at > self._cut_at:
             self._cut(now, self._sizes.of(call))
-        return Row(now, request.number, request.position)
+        return Row(now, request.number)
 
     def _wait_for_more(self, now: float, call: Call, row: Row) -> None:
         """Have the next request wait until it is known what came of those in flight, if the row may become certain."""
@@ -332,7 +336,7 @@ class Limiter:
         if self._comparison.is_trial:
             self._comparison.end_trial()
         self.breaker.open(now, row.began, asked, *self._rounds.next())
-        self.window.suppose(row.position - 1)
+        self.window.suppose(self._wire.in_flight)
 
     def _close_breaker(self, now: float) -> None:
         """Go on after a pause: at full speed if the limit comes back all at once, else at the pace that it allows."""
