@@ -63,6 +63,7 @@ class Limiter:
         self._row: Row | None = None  # refusals in a row, with no later request accepted
         self._opened_by: Row | None = None  # the row that opened the breaker
         self._strays: deque[int] = deque(maxlen=2)  # numbers of requests at the ends of rows that proved nothing
+        self._paused_at = 0  # the number of the latest request when the latest pause began, or ended
         self._clean = 0  # requests accepted in a row
         self._not_before = self._cut_at = -math.inf
         self._measured = 0.0  # the latest rate: what the summary shows
@@ -186,9 +187,8 @@ class Limiter:
             self.pace.refused(now, self._sizes.of(call))
             if request.is_free:
                 self._comparison.refused_free()
-        paused_at = self._opened_by.sent if self._opened_by is not None else 0
         accepted, is_large = self._wire.latest_accepted(now), self._sizes.is_large(call)
-        self._suspects.refused(call, self._wire.number, accepted, paused_at, is_large=is_large)
+        self._suspects.refused(call, self._wire.number, accepted, self._paused_at, is_large=is_large)
 
     def _own_wait(self, call: Call, *, is_own: bool) -> float:
         is_serious = self._row is not None and self._row.is_serious
@@ -329,7 +329,8 @@ class Limiter:
 
     def _open_breaker(self, now: float, row: Row, asked: float | None) -> None:
         self._row, self._opened_by = None, row
-        row.sent, self._cut_at = self._wire.number, now
+        row.sent = self._paused_at = self._wire.number
+        self._cut_at = now
         if row.is_certain():
             self._trusts_delays = self._is_proven = True
             self._comparison.certain(row.share(row.last), is_free=self.pace.rate is None)
@@ -344,7 +345,7 @@ class Limiter:
         assert since is not None
         assert self._opened_by is not None
         self.breaker.close()
-        self._row = None
+        self._row, self._paused_at = None, self._wire.number
         self._meter.paused += now - since
         if self._rounds.begin(since, failed_at, now, self._meter.counted, len(self._opened_by.calls)):
             self.pace.drop()

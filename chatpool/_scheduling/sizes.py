@@ -41,7 +41,7 @@ class Sizes:
         return bool(0 < TOO_LARGE * self.largest < call.tokens)
 
     def is_futile(self, call: Any) -> bool:
-        """Whether a request is too large, and others so large were refused, but none was accepted, nor any other refused."""
+        """Whether a request is too large, and only such ones were refused, at least two of them."""
         return self._spares_others and len(self._too_large) >= FUTILE and self.is_too_large(call)
 
     def accepted(self, call: Any) -> None:
