@@ -71,7 +71,7 @@ ANSWERED = {
     "gzip": encoded(b"gzip", gzip.compress(BODY)),
     "X-GZIP": encoded(b"X-GZIP", gzip.compress(BODY)),
     "gzip of two members": encoded(b"gzip", gzip.compress(BODY[:9]) + gzip.compress(BODY[9:])),
-    "gzip and rubbish": encoded(b"gzip", gzip.compress(BODY) + b"\0\0\0"),
+    "gzip and other bytes": encoded(b"gzip", gzip.compress(BODY) + b"\0\0\0"),
     "gzip in chunks": CHUNKED.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n")
     + b"".join(b"1\r\n%c\r\n" % byte for byte in gzip.compress(BODY))
     + b"0\r\n\r\n",
@@ -147,7 +147,7 @@ ENDLESS = {
 
 @pytest.mark.parametrize("kind", ENDLESS)
 def test_endless(server, way, kind):
-    """Given up after a small part of it: neither the memory nor the read limit is needed to end it."""
+    """Cut after a small part of it: neither the memory nor the read limit is needed to end it."""
     *start, more = ENDLESS[kind]
     server.script("odd", Raw([*start, *[more] * 200, End.CLOSE]))
     before = peak_megabytes()

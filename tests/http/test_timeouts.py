@@ -48,13 +48,13 @@ def tls_server(authority, tmp_path, monkeypatch):
 def test_read_limit_bounds_the_whole_answer(request, kind, fault):
     """Silence and drips, in headers and body, plain and over TLS: aborted within 0.2 s past the limit."""
     server = request.getfixturevalue("server" if kind == "plain" else "tls_server")
-    server.script("sick", Reply("x" * 500, fault=fault))
+    server.script("failing", Reply("x" * 500, fault=fault))
     with ChatPool(2, base_url=server.url, timeout=(2, LIMIT), max_tries=1) as pool:
         assert pool.ask("well") == "well"
-        error = pool.submit("sick").result(10).error
+        error = pool.submit("failing").result(10).error
         assert type(error) is APITimeoutError
         assert "read timeout of 0.4 s" in str(error)
-        elapsed = pool.map(["sick"]).results[0].elapsed
+        elapsed = pool.map(["failing"]).results[0].elapsed
         assert LIMIT - 0.05 < elapsed < LIMIT + GRACE
         assert pool.ask("well") == "well"
 
@@ -66,12 +66,12 @@ def test_read_limit_holds_in_a_session_of_the_users(server, own_adapter):
     class Adapter(requests.adapters.HTTPAdapter):
         pass
 
-    server.script("sick", Reply("x" * 500, fault="drip_headers"))
+    server.script("failing", Reply("x" * 500, fault="drip_headers"))
     with requests.Session() as session:
         if own_adapter:
             session.mount("http://", Adapter())
         with ChatPool(2, base_url=server.url, session=session, timeout=(2, LIMIT), max_tries=1) as pool:
-            result = pool.map(["sick"]).results[0]
+            result = pool.map(["failing"]).results[0]
     assert type(result.error) is APITimeoutError
     assert result.elapsed < LIMIT + GRACE
 
@@ -108,10 +108,10 @@ def test_deadline_cuts_connecting_too(scheme):
 @pytest.mark.parametrize("fault", SILENT)
 def test_deadline_holds_with_every_worker_hanging(server, fault):
     """To 0.2 s; and at once the pool is fit for the next map, on all of its slots."""
-    server.script("sick", Reply("x" * 500, fault=fault))
+    server.script("failing", Reply("x" * 500, fault=fault))
     with ChatPool(5, base_url=server.url) as pool:
         began = time.monotonic()
-        answers = pool.map(["sick"] * 50, deadline=LIMIT)
+        answers = pool.map(["failing"] * 50, deadline=LIMIT)
         assert LIMIT <= time.monotonic() - began < LIMIT + GRACE
         assert {type(result.error) for result in answers.results} == {DeadlineError}
         assert pool.map(["well"] * 50, deadline=5) == ["well"] * 50
@@ -146,18 +146,18 @@ def test_look_up_that_hangs_holds_nothing_up(server, monkeypatch):
 
 
 def test_max_time_holds_with_every_worker_hanging(server):
-    server.script("sick", Reply(fault="stall"))
+    server.script("failing", Reply(fault="stall"))
     with ChatPool(5, base_url=server.url, max_time=LIMIT) as pool:
-        answers = pool.map(["sick"] * 5)
+        answers = pool.map(["failing"] * 5)
     assert {result.error.code for result in answers.results} == {"max_time"}
     assert max(result.elapsed for result in answers.results) < LIMIT + GRACE
 
 
 def test_an_abort_is_a_timeout_whatever_was_read(server):
     """Of headers that were cut short http.client makes an empty 200; it must not pass for a reply."""
-    server.script("sick", Reply("x" * 50, fault="drip_headers"))
+    server.script("failing", Reply("x" * 50, fault="drip_headers"))
     with ChatPool(8, base_url=server.url, timeout=(2, LIMIT), max_tries=1) as pool:
-        answers = pool.map(["sick"] * 8)
+        answers = pool.map(["failing"] * 8)
     assert {(type(result.error), result.error.code) for result in answers.results} == {
         (APITimeoutError, "read_timeout")
     }
@@ -277,20 +277,20 @@ def test_finished_call_keeps_no_pool_alive(server):
 @pytest.mark.parametrize("fault", SILENT)
 def test_at_most_two_attempts_of_a_prompt_end_at_the_read_limit(server, fault):
     """Each may be charged for; both are counted."""
-    server.script("sick", Reply("x" * 500, fault=fault))
+    server.script("failing", Reply("x" * 500, fault=fault))
     with ChatPool(2, base_url=server.url, timeout=(2, 0.2), max_wait=0.01) as pool:
-        answers = pool.map(["sick", "well"])
+        answers = pool.map(["failing", "well"])
     (failure,) = answers.failures
     assert type(failure.error) is APITimeoutError
     assert (failure.attempts, failure.unanswered) == (2, 2)
-    assert server.count("sick") == 2
+    assert server.count("failing") == 2
     assert "stopped waiting for 2, which may be charged" in answers.summary()
 
 
 def test_other_failures_may_follow_one_read_timeout(server):
-    server.script("sick", Reply(fault="stall"), Reply(status=500), Reply(status=500), Reply("well"))
+    server.script("failing", Reply(fault="stall"), Reply(status=500), Reply(status=500), Reply("well"))
     with ChatPool(2, base_url=server.url, timeout=(2, 0.2), max_wait=0.01) as pool:
-        (result,) = pool.map(["sick"]).results
+        (result,) = pool.map(["failing"]).results
     assert (result.value, result.attempts, result.unanswered) == ("well", 4, 1)
 
 

@@ -63,19 +63,19 @@ def test_wrong_key_ends_the_map(make_pool):
 
 
 @pytest.mark.parametrize(
-    ("failing", "kind", "tries"),
+    ("failing", "kind", "attempts"),
     [
         ({"messages": "not a list"}, InternalServerError, 3),  # the server replies with a 500 in place of a 400
         ([{"role": "wizard", "content": "a"}], InternalServerError, 3),
         ("the " * 4000, BadRequestError, 1),  # longer than the model's context
     ],
 )
-def test_failing_prompt_has_an_error_and_the_others_are_answered(make_pool, failing, kind, tries):
+def test_failing_prompt_has_an_error_and_the_others_are_answered(make_pool, failing, kind, attempts):
     with make_pool(max_tries=3, max_wait=0.1) as pool:
         answers = pool.map([failing, *PROMPTS])
     assert [result.index for result in answers.failures] == [0]
     error = answers.results[0].error
-    assert (type(error), error.attempts) == (kind, tries)
+    assert (type(error), error.attempts) == (kind, attempts)
 
 
 def test_connections_closed_while_idle_are_replaced(make_pool, llama_cpp):

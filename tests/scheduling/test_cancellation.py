@@ -19,7 +19,7 @@ from tests.conftest import wait_until
 
 
 def test_call_cancelled_just_before_its_request_is_not_sent(server, monkeypatch):
-    """A stop that comes just before a try begins holds for that try."""
+    """A cancellation that comes just before an attempt begins holds for that attempt."""
     import chatpool._http.cancel as module
 
     begin, reached, go_on = module.CancelScope.set_timeout, threading.Event(), threading.Event()
@@ -124,14 +124,14 @@ def test_interrupt_while_the_scheduler_starts(server, monkeypatch, target):
             raise KeyboardInterrupt
         start(self)
 
-    server.script("sick", Reply(fault="stall"))
+    server.script("failing", Reply(fault="stall"))
     with ChatPool(1, base_url=f"http://localhost:{server.port}/v1", timeout=(2, 0.3), max_tries=1) as pool:
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 pool.ask("a")
         with pytest.raises(APITimeoutError, match="read timeout"):
-            pool.ask("sick")
+            pool.ask("failing")
         assert pool.ask("b") == "b"
 
 

@@ -38,9 +38,9 @@ def test_large_pool_answers_everything():
 def test_server_that_drips_holds_up_nobody():
     """No turn is kept while its thread waits, before the first byte or after."""
     with FakeChatServer() as server:
-        server.script("sick", Reply("x" * 200, fault="drip"))
+        server.script("failing", Reply("x" * 200, fault="drip"))
         with ChatPool(300, base_url=server.url, timeout=(30, 60), max_tries=1) as pool:
-            results = pool.imap_unordered(["sick"] * 100 + ["well"] * 400)
+            results = pool.imap_unordered(["failing"] * 100 + ["well"] * 400)
             came = [next(results).prompt for _ in range(400)]
             results.close()
     assert came == ["well"] * 400

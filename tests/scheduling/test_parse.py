@@ -79,7 +79,7 @@ def test_parse_may_wait_for_the_pool_in_any_way(server, way, is_busy):
 
 
 def test_a_deadline_holds_while_parse_is_slow(pool):
-    """Whoever waits for a map makes none of its calls."""
+    """The thread that waits for a map makes none of its calls."""
     threads, began = set(), time.monotonic()
 
     def parse(text):

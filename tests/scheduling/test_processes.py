@@ -358,7 +358,7 @@ def test_multiprocessing(server, make_pool, method):
 
 
 def test_sigterm_handler_that_exits_works_as_ctrl_c_does(server):
-    """As in gunicorn's workers: SystemExit out of a map gives up what is under way."""
+    """As in gunicorn's workers: SystemExit out of a map cancels the calls in flight."""
     process = start(
         server,
         "import signal\ndef leave(*_): sys.exit(7)\nsignal.signal(signal.SIGTERM, leave)\npool.map(prompts)",

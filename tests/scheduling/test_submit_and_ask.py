@@ -31,7 +31,7 @@ def test_submit_returns_a_future_of_a_result(pool):
 
 
 def test_submit_never_raises_a_call_error(server, make_pool):
-    """ok tells."""
+    """``ok`` is False for it."""
     server.script("a", Reply(status=500))
     result = make_pool(max_tries=2).submit("a").result(5)
     assert not result.ok
@@ -75,7 +75,7 @@ def test_with_waits_for_what_was_submitted(server):
 
 
 def test_with_does_not_wait_when_an_exception_is_on_its_way(server):
-    """What is under way is given up at once, with its cause."""
+    """Calls in flight are cancelled at once, with the cause."""
     server.script("slow", Reply(fault="stall"))
     with pytest.raises(ZeroDivisionError), ChatPool(2, base_url=server.url) as pool:
         future = pool.submit("slow")
