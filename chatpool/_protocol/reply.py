@@ -48,6 +48,14 @@ class Reply:
         self.status, self.headers, self.body = status, headers, body
         self.redact, self.base_url = redact, base_url
         self._json: tuple[Any, str | None] | None = None
+        self._usage: tuple[Usage | None] | None = None
+
+    @classmethod
+    def of(cls, document: Any) -> Reply:
+        """Return a reply that has this JSON, which was saved before."""
+        reply = cls(200, {}, b"")
+        reply._json = document, None
+        return reply
 
     @property
     def is_success(self) -> bool:
@@ -67,7 +75,9 @@ class Reply:
     @property
     def usage(self) -> Usage | None:
         """The tokens that the reply reports. They are paid for even if it has no answer."""
-        return read_usage(self.document)
+        if self._usage is None:
+            self._usage = (read_usage(self.document),)
+        return self._usage[0]
 
     @property
     def request_id(self) -> str | None:
