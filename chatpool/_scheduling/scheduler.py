@@ -27,7 +27,7 @@ from chatpool.errors import CallError, NotSentError, SpendLimitError
 from .actor import Actor
 from .backlog import Backlog, JobState, Lane
 from .call import Call, unsent
-from .callbacks import Callbacks, Task
+from .callback_threads import CallbackThreads, Task
 from .job import FutureJob, Job, Reason, sending
 from .limits import BACK_OFF, Limits
 from .reasons import (
@@ -64,7 +64,7 @@ class Scheduler(Actor):
         super().__init__("chatpool-scheduler")
         self._sender, self._limits, self._size = sender, limits, size
         self._workers = Workers(size, self._send_here)
-        self._callbacks = Callbacks(max(1, size - 1), self._callback_done)
+        self._callback_threads = CallbackThreads(max(1, size - 1), self._callback_done)
         self._jobs: dict[Job, JobState] = {}
         self._deadlines: list[tuple[float, int, weakref.ref[Job]]] = []
         self._numbers = itertools.count()
@@ -167,7 +167,7 @@ class Scheduler(Actor):
 
     def call_back(self, run: Callable[[], None], job_began: float) -> None:
         """Run a Future's callback."""
-        if self._has_ended or not self._callbacks.run(run, job_began):
+        if self._has_ended or not self._callback_threads.run(run, job_began):
             run()  # better here than never
 
     def _end(self) -> None:
@@ -199,7 +199,7 @@ class Scheduler(Actor):
     def _timeout(self) -> float:
         """Return the seconds until there is something to do."""
         wake_up = min(self._opens, self._backlog.next_due, self._deadlines[0][0] if self._deadlines else math.inf)
-        if self._in_flight or self._blocked_by is not None or self._callbacks.are_short_of_threads:
+        if self._in_flight or self._blocked_by is not None or self._callback_threads.are_short_of_threads:
             wake_up = min(wake_up, self._looked_at + _TICK)
         return wake_up if wake_up == math.inf else max(0.0, min(wake_up - time.monotonic(), threading.TIMEOUT_MAX))
 
@@ -209,7 +209,7 @@ class Scheduler(Actor):
         for call in self._in_flight:
             if now >= call.scope.timeout_at or call.scope.is_cut:
                 call.scope.check(now)
-        self._callbacks.grow()
+        self._callback_threads.grow()
         waiting = [call for _, lane in self._backlog.lanes() for call in lane.waiting()]
         if waiting and self._limits.outage_left(now) <= 0:
             self._end_outage(waiting)
@@ -252,7 +252,7 @@ class Scheduler(Actor):
 
     def _dismiss(self) -> None:
         self._workers.dismiss()
-        self._dismissed = self._callbacks.dismiss()
+        self._dismissed = self._callback_threads.dismiss()
 
     # Sending.
 
@@ -343,7 +343,7 @@ class Scheduler(Actor):
             raise report.bug  # this is the thread that waits
 
     def _callback_done(self, task: Task) -> None:
-        self._inbox.put(functools.partial(self._callbacks.forget, task))
+        self._inbox.put(functools.partial(self._callback_threads.forget, task))
 
     # Reports.
 
@@ -376,7 +376,7 @@ class Scheduler(Actor):
     def _parse(self, state: JobState, call: Call) -> None:
         state.parsing.add(call)
         parse = functools.partial(self._parse_here, call)
-        if call.job.parses_itself or not self._callbacks.run(parse, call.job.began):
+        if call.job.parses_itself or not self._callback_threads.run(parse, call.job.began):
             call.job.hand_over(parse)
 
     def _delay(self, state: JobState, call: Call, delay: float) -> None:

@@ -92,7 +92,7 @@ def test_dropped_pool_finishes_what_was_submitted(server):
 
 
 def test_map_within_a_callback_works(pool):
-    """Callbacks run in a worker, which does the work of its own map itself."""
+    """The callback of a Future runs in a callback thread, so that a map in it is never blocked."""
     answers, done = [], threading.Event()
 
     def callback(future):
