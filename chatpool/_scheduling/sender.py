@@ -216,7 +216,8 @@ class Sender:
             return no_key
         rejected = is_refusal(error)
         # A refusal costs no try if others were answered since the attempt before: it shows only that there are many.
-        has_other_way = has_new_key or self._has_other_format(call, error)
+        # A kept connection that the server closed costs none either: the next attempt opens a fresh one.
+        has_other_way = has_new_key or error.code == "stale_connection" or self._has_other_format(call, error)
         is_free = has_other_way or (rejected and self._limits.answers_of(call.model) > call.answers_before)
         call.tries += not is_free
         # A stray 401 at once, before other prompts meet a key that may have been revoked.
