@@ -216,7 +216,7 @@ class Sender:
             return no_key
         rejected = is_refusal(error)
         # A refusal costs no try if others were answered since the attempt before: it shows only that there are many.
-        # A kept connection that the server closed costs none either: the next attempt opens a fresh one.
+        # A kept connection that the server closed costs none either: its later attempts open their own.
         has_other_way = has_new_key or error.code == "stale_connection" or self._has_other_format(call, error)
         is_free = has_other_way or (rejected and self._limits.answers_of(call.model) > call.answers_before)
         call.tries += not is_free

@@ -113,7 +113,8 @@ def test_failing_prompt_has_an_error_and_the_others_are_answered(pool, server, p
     error = answers.results[0].error
     assert type(error) is kind
     assert code in (None, error.code)
-    assert count_requests(server)[prompt] == attempts
+    stale = 1 if prompt == "disconnected" else 0  # a kept connection that is closed at once costs no try
+    assert attempts <= count_requests(server)[prompt] <= attempts + stale
 
 
 def test_random_faults_lose_no_call(server):
