@@ -189,12 +189,15 @@ def test_iterator_dropped_half_way_cancels(client, server, pool):
     results = distributed.imap_unordered(pool, (str(n) for n in range(10**6)), client)
     next(results)
     results.close()
-    # In this order: a task that the scheduler has just sent to a worker has no run yet.
     assert wait_until(lambda: not client.run_on_scheduler(left_on_scheduler))
     assert wait_until(lambda: not any(client.run(runs_under_way).values()))
+    assert wait_until(lambda: is_idle(server))  # a task that had just reached its worker had no run yet
+
+
+def is_idle(server):
     sent = len(server.requests)
     time.sleep(0.2)
-    assert len(server.requests) == sent
+    return len(server.requests) == sent
 
 
 def left_on_scheduler(dask_scheduler):
