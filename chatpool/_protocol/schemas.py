@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from chatpool.errors import BadRequestError, CallError, ConfigurationError
+from chatpool.errors import BadRequestError, CallError, ConfigurationError, InternalServerError
 
 from . import typed
 from .strict import strict_schema
@@ -23,6 +23,8 @@ _SCHEMA_KEYS = frozenset(
 _FENCE = re.compile(r"\s*```\w*\n(.*?)\n?```\s*", re.DOTALL)
 _NAMES_FORMAT = re.compile(r"json_schema|response_format|json_object|structured.?outputs?", re.IGNORECASE)
 _BAD_SCHEMA = re.compile(r"invalid schema|invalid json_?schema", re.IGNORECASE)
+# llama-cpp-python 0.3 validates a request within its handler, and answers 500 with pydantic's message.
+_VALIDATION = re.compile(r"validation error|input should be|not (supported|implemented)|unsupported", re.IGNORECASE)
 _LINK = re.compile(r"\n\s*For further information visit \S+")  # in pydantic's errors
 
 
@@ -91,8 +93,10 @@ def response_format_of(kind: Any) -> tuple[dict[str, Any], ResponseFormat | None
 def is_unknown_format(error: CallError) -> bool:
     """Whether a server rejected a request because of its ``response_format``, rather than of the schema in it."""
     text = f"{error.code} {error} {error.body}"
-    is_rejected = isinstance(error, BadRequestError) and _NAMES_FORMAT.search(text) is not None
-    return is_rejected and _BAD_SCHEMA.search(text) is None
+    if _NAMES_FORMAT.search(text) is None or _BAD_SCHEMA.search(text) is not None:
+        return False
+    is_validation = isinstance(error, InternalServerError) and _VALIDATION.search(text) is not None
+    return is_validation or isinstance(error, BadRequestError)
 
 
 def downgrade(body: dict[str, Any], response_format: ResponseFormat, level: int) -> dict[str, Any]:
