@@ -249,6 +249,7 @@ class FutureJob(Job):
     def may_begin(self) -> bool:
         if self.future.set_running_or_notify_cancel():
             return True
+        self._release()
         self.backend.forget(self)
         return False
 
@@ -261,10 +262,15 @@ class FutureJob(Job):
 
     def _finish(self, set_outcome: Callable[[], None]) -> None:
         future = self.future
-        if future.done() or not (future.running() or future.set_running_or_notify_cancel()):
+        if future._job is None:  # type: ignore[attr-defined]
             return
-        set_outcome()
-        future._job = None  # type: ignore[attr-defined]  # or job and future would keep each other alive
+        if future.running() or future.set_running_or_notify_cancel():  # which wakes those that wait for a cancelled one
+            set_outcome()
+        self._release()
+
+    def _release(self) -> None:
+        """Part from the Future, which has its outcome: job and Future would keep each other alive."""
+        self.future._job = None  # type: ignore[attr-defined]
 
 
 class _Future(Future[ChatResult]):
