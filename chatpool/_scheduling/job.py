@@ -249,6 +249,7 @@ class FutureJob(Job):
     def may_begin(self) -> bool:
         if self.future.set_running_or_notify_cancel():
             return True
+        self._release()
         self.backend.forget(self)
         return False
 
@@ -261,10 +262,26 @@ class FutureJob(Job):
 
     def _finish(self, set_outcome: Callable[[], None]) -> None:
         future = self.future
-        if future.done() or not (future.running() or future.set_running_or_notify_cancel()):
+        if future._job is None:  # type: ignore[attr-defined]
             return
-        set_outcome()
-        future._job = None  # type: ignore[attr-defined]  # or job and future would keep each other alive
+        if future.running() or future.set_running_or_notify_cancel():  # which wakes those that wait for a cancelled one
+            set_outcome()
+        self._release()
+
+    def _release(self) -> None:
+        """Part from the Future, which has its outcome: job and Future would keep each other alive."""
+        self.future._job = None  # type: ignore[attr-defined]
+
+
+class _Condition(threading.Condition):
+    """Its ``with`` calls the lock's own methods, which are written in C, so that no signal handler runs within them.
+
+    Condition's are written in Python. Ctrl-C in the middle of ``future.done()`` could leave the lock taken, and the
+    scheduler would wait for it for ever.
+    """
+
+    __enter__ = property(lambda self: self._lock.__enter__)  # type: ignore[assignment]  # methods there
+    __exit__ = property(lambda self: self._lock.__exit__)  # type: ignore[assignment]
 
 
 class _Future(Future[ChatResult]):
@@ -272,6 +289,7 @@ class _Future(Future[ChatResult]):
 
     def __init__(self, job: FutureJob) -> None:
         super().__init__()
+        self._condition = _Condition()
         self._job: FutureJob | None = job
 
     def add_done_callback(self, fn: Callable[[Future[ChatResult]], Any]) -> None:
