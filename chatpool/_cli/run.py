@@ -21,8 +21,8 @@ from chatpool._files.tables import check_table, is_table, journal_of, write_tabl
 from chatpool._protocol.request_builder import Request, RequestBuilder
 from chatpool._protocol.requests import BatchRequest, estimate_tokens, path_of
 from chatpool._protocol.results import ChatResult
+from chatpool._protocol.shown import escape
 from chatpool._protocol.summary import Summary, plural
-from chatpool._protocol.terminal import escape_controls
 from chatpool._scheduling.mapper import Mapper
 from chatpool.errors import ConfigurationError, JournalError
 from chatpool.pool import ChatPool
@@ -191,7 +191,7 @@ def _print_notes(options: RunOptions, prompts: Input) -> None:
 
 
 def _note(text: str) -> None:
-    print(f"chatpool: {escape_controls(text)}", file=sys.stderr)
+    print(f"chatpool: {escape(text)}", file=sys.stderr)
 
 
 def mute_stdout() -> None:
@@ -279,7 +279,7 @@ def _one_line(result: ChatResult, *, is_terminal: bool) -> str:
     if not result.ok:
         return ""
     text = (result.text or json.dumps(result.response)).replace("\\", "\\\\")
-    return escape_controls(text) if is_terminal else text.replace("\r", "\\r").replace("\n", "\\n")
+    return escape(text) if is_terminal else text.replace("\r", "\\r").replace("\n", "\\n")
 
 
 def _how_to_continue(options: RunOptions) -> str:

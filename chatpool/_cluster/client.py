@@ -190,7 +190,7 @@ class Cluster:
         self._todo: deque[Request] = deque()
         self._sent: dict[int, _SentBatch] = {}
         self._losses: Counter[int] = Counter()  # workers lost, by prompt
-        self.waits: Counter[str] = Counter()  # seconds that slots were empty, over all workers, by cause
+        self.waits: Counter[str] = Counter()  # slots × seconds that calls were held back, over all workers, by cause
         self._numbers = 0
         self._looked_at = self._counted_at = self._sent_at = -math.inf
 

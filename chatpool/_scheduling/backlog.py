@@ -127,6 +127,11 @@ class Lane:
             self.head = self.ready.popleft()
         return self.head
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits."""
+        return self.head is None and not self.ready and not self._turns
+
     def waiting(self) -> list[Call]:
         """Return the calls that wait only for the limits."""
         return [*([self.head] if self.head is not None else []), *self.ready]
@@ -147,6 +152,11 @@ class Backlog:
     def drop(self, model: str) -> None:
         """Forget a lane that is empty."""
         del self._lanes[model]
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a call could be sent if there were a slot, as far as the limits let it."""
+        return any(not lane.is_empty for lane in self._lanes.values())
 
     @property
     def next_due(self) -> float:

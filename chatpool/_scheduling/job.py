@@ -124,7 +124,7 @@ class Job:
 
     @property
     def waits(self) -> dict[str, float]:
-        """Seconds that slots were empty since this job began, by cause."""
+        """Slots × seconds that the pool's calls were held back since this job began, by cause."""
         return dict(Counter(self._pool_waits) - self._waits_before)
 
     def gather(self, wanted: float, timeout: float) -> list[ChatResult]:
@@ -176,7 +176,7 @@ class Job:
     # For the scheduler.
 
     def scheduled(self, waits: Counter[str]) -> None:
-        """Note that the scheduler knows this job; ``waits``: its account of empty slots."""
+        """Note that the scheduler knows this job; ``waits``: its account of what held calls back."""
         self._pool_waits, self._waits_before = waits, Counter(waits)
 
     def may_begin(self) -> bool:

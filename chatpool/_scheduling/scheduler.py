@@ -16,7 +16,6 @@ import math
 import threading
 import time
 import weakref
-from collections import Counter
 from concurrent.futures import Future
 from typing import Any, Callable, NamedTuple
 
@@ -26,10 +25,11 @@ from chatpool.errors import CallError, NotSentError, SpendLimitError
 
 from .actor import Actor
 from .backlog import Backlog, JobState, Lane
+from .bottleneck import Bottleneck
 from .call import Call, unsent
 from .callback_threads import CallbackThreads, Task
 from .job import FutureJob, Job, Reason, sending
-from .limits import BACK_OFF, Limits
+from .limits import Limits
 from .reasons import (
     deadline_passed,
     exception_elsewhere,
@@ -76,8 +76,8 @@ class Scheduler(Actor):
         self._blocked_by: str | None = None  # the limit that it waits for
         self._dismissed: list[threading.Thread] = []
         self._has_ended = False
-        self._looked_at = self._counted_at = time.monotonic()
-        self.waits: Counter[str] = Counter()  # seconds that slots were empty though there were calls, by cause
+        self._looked_at = time.monotonic()
+        self._bottleneck = Bottleneck(size)
 
     def close(self) -> None:
         """Cancel everything, end the threads and wait for them, unless this is one of them."""
@@ -176,7 +176,7 @@ class Scheduler(Actor):
 
     def _add_job(self, job: Job) -> JobState:
         state = self._jobs[job] = JobState(job, self._size)
-        job.scheduled(self.waits)
+        job.scheduled(self._bottleneck.waits)
         if job.deadline < math.inf:
             heapq.heappush(self._deadlines, (job.deadline, next(self._numbers), weakref.ref(job)))
         if job.outer is not None:
@@ -187,12 +187,13 @@ class Scheduler(Actor):
 
     def _step(self) -> None:
         now = time.monotonic()
-        self._count_empty_slots(now)
+        self._bottleneck.count(now)
         self._backlog.wake(now)
         if now - self._looked_at >= _TICK:
             self._look(now)
         self._cancel_late_jobs(now)
         self._dispatch()
+        self._bottleneck.note(len(self._in_flight), self._blocked_by, self._backlog)
         if self._is_leaving and all(state.is_aborted for state in self._jobs.values()):
             self._dismiss()
 
@@ -222,16 +223,6 @@ class Scheduler(Actor):
             job = heapq.heappop(self._deadlines)[2]()
             if job is not None:
                 self.cancel(job, deadline_passed)
-
-    def _count_empty_slots(self, now: float) -> None:
-        seconds, self._counted_at = now - self._counted_at, now
-        empty = self._size - len(self._in_flight)
-        if not empty:
-            return
-        if self._blocked_by is not None:
-            self.waits[self._blocked_by] += empty * seconds  # type: ignore[assignment]  # a Counter may count in seconds
-        elif self._backlog.delayed:
-            self.waits[BACK_OFF] += min(empty, self._backlog.delayed) * seconds  # type: ignore[assignment]  # likewise
 
     def _recover(self, bug: BaseException) -> None:
         """A bug of ours, or a MemoryError: start with a clean slate, and have every waiting thread raise it."""
