@@ -223,7 +223,7 @@ class Pool:
             return
         left = self.limits.outage_left(now)
         if left <= 0:
-            self._give_up()
+            self._cancel()
             return
         wake_at = now + left
         for model in list(self._new):
@@ -282,7 +282,7 @@ class Pool:
         self._in_flight -= 1
         announced = announced_limits(reply.headers, 0.0)
         if reply.status == 200:
-            self.limits.taken(now, prompt, None, announced)
+            self.limits.accepted(now, prompt, None, announced)
             self.limits.left_wire(now, prompt)
             self.limits.answered(prompt)
             self._end(prompt)
@@ -313,7 +313,7 @@ class Pool:
         self.outcome.ended[prompt.index] = self.outcome.seconds = self.world.now
         self._left -= 1
 
-    def _give_up(self) -> None:
+    def _cancel(self) -> None:
         self.outcome.lost += self._left
         self.outcome.seconds = self.world.now
         self._left = 0

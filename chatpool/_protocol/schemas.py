@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from chatpool.errors import BadRequestError, CallError, ConfigurationError
+from chatpool.errors import BadRequestError, CallError, ConfigurationError, InternalServerError
 
 from . import typed
 from .strict import JSON_TYPES, resolve, strict_schema, types_of
@@ -34,6 +34,8 @@ _LIMITS: dict[str, tuple[str, Callable[[Any, Any], bool], str]] = {
     "minItems": ("array", lambda value, least: len(value) >= least, "have a number of items of at least"),
     "maxItems": ("array", lambda value, most: len(value) <= most, "have a number of items of at most"),
 }
+# llama-cpp-python 0.3 validates a request within its handler, and answers 500 with pydantic's message.
+_VALIDATION = re.compile(r"validation error|input should be|not (supported|implemented)|unsupported", re.IGNORECASE)
 _LINK = re.compile(r"\n\s*For further information visit \S+")  # in pydantic's errors
 
 
@@ -108,8 +110,10 @@ def response_format_of(kind: Any) -> tuple[dict[str, Any], ResponseFormat | None
 def is_unknown_format(error: CallError) -> bool:
     """Whether a server rejected a request because of its ``response_format``, rather than of the schema in it."""
     text = f"{error.code} {error} {error.body}"
-    is_rejected = isinstance(error, BadRequestError) and _NAMES_FORMAT.search(text) is not None
-    return is_rejected and _BAD_SCHEMA.search(text) is None
+    if _NAMES_FORMAT.search(text) is None or _BAD_SCHEMA.search(text) is not None:
+        return False
+    is_validation = isinstance(error, InternalServerError) and _VALIDATION.search(text) is not None
+    return is_validation or isinstance(error, BadRequestError)
 
 
 def downgrade(body: dict[str, Any], response_format: ResponseFormat, level: int) -> dict[str, Any]:

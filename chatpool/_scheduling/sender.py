@@ -187,13 +187,13 @@ class Sender:
         except CallError as error:
             if not is_refusal(error):
                 failed = functools.partial(Limits.failed, error=error)
-                taken = functools.partial(Limits.taken, tokens=None, announced=announced)
-                call.signal = failed if is_outage_sign(error) else taken
+                accepted = functools.partial(Limits.accepted, tokens=None, announced=announced)
+                call.signal = failed if is_outage_sign(error) else accepted
             elif is_transient(error) and (error.retry_after or 0) <= self._settings.max_wait:
                 call.signal = functools.partial(Limits.refused, error=error, announced=announced)
             raise
         tokens = usage.total_tokens if usage else None
-        call.signal = functools.partial(Limits.taken, tokens=tokens, announced=announced)
+        call.signal = functools.partial(Limits.accepted, tokens=tokens, announced=announced)
         if call.job.budget is not None and usage is None:
             call.job.budget.charge((request_bytes + len(completion.text)) // BYTES_A_TOKEN)
         check_answer(reply, completion)

@@ -23,7 +23,8 @@ from chatpool.testing import FakeChatServer, Reply
 from tests.conftest import chatpool_threads, wait_until
 
 SILENT = ["stall", "stall_midway", "drip", "drip_headers"]
-LIMIT, GRACE = 0.4, 0.2  # seconds: the read limit, and how late an abort may be
+LIMIT = 0.4  # seconds that an answer may take; it would take 50 and more
+GRACE = 5.0  # seconds: how late a busy machine may be; an idle one takes less than 0.05
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def tls_server(authority, tmp_path, monkeypatch):
 @pytest.mark.parametrize("fault", SILENT)
 @pytest.mark.parametrize("kind", ["plain", "tls"])
 def test_read_limit_bounds_the_whole_answer(request, kind, fault):
-    """Silence and drips, in headers and body, plain and over TLS: aborted within 0.2 s past the limit."""
+    """Silence and drips, in headers and body, plain and over TLS: aborted at the limit."""
     server = request.getfixturevalue("server" if kind == "plain" else "tls_server")
     server.script("failing", Reply("x" * 500, fault=fault))
     with ChatPool(2, base_url=server.url, timeout=(2, LIMIT), max_tries=1) as pool:
@@ -227,7 +228,7 @@ def test_close_ends_calls_that_wait_for_anything(server):
         assert wait_until(lambda: server.count("hangs") == 2)
         began = time.monotonic()
         pool.close()
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < 10
     assert {type(future.result(0).error) for future in futures} == {NotSentError}
 
 

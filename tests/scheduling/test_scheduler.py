@@ -23,7 +23,7 @@ SPOTS = [
     (Limits, "delay"),
     (Limits, "sent"),
     (Limits, "left_wire"),
-    (Limits, "taken"),
+    (Limits, "accepted"),
     (Backlog, "enlist"),
     (Sender, "prepare"),
 ]
