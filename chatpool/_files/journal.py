@@ -197,7 +197,7 @@ class JournalView:
         result = self.read(request, key)
         if result is None or (self._retries_failed and not result.ok):
             return None
-        result = self._parsed(result)
+        result = self.parsed(result)
         if result is not None:
             del self._keys[request.index]
         return result
@@ -229,7 +229,7 @@ class JournalView:
             count = self._counts[number]
         return Key(digest if count == 1 else f"{digest}-{count}", digest)
 
-    def _parsed(self, result: ChatResult) -> ChatResult | None:
+    def parsed(self, result: ChatResult) -> ChatResult | None:
         """Return a result with the value of ``parse``; None if ``parse`` now rejects its text."""
         if self._parse is None or not result.ok:
             return result
