@@ -280,8 +280,8 @@ class _Condition(threading.Condition):
     scheduler would wait for it for ever.
     """
 
-    __enter__ = property(lambda self: self._lock.__enter__)  # type: ignore[assignment]  # methods there
-    __exit__ = property(lambda self: self._lock.__exit__)  # type: ignore[assignment]
+    __enter__ = property(lambda self: self._lock.__enter__)
+    __exit__ = property(lambda self: self._lock.__exit__)
 
 
 class _Future(Future[ChatResult]):
