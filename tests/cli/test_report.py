@@ -36,7 +36,8 @@ def line(began, elapsed, *, tries=(), error=None, usage=None, **ours):
     """Return the parsed line of one call."""
     body = {"usage": usage} if usage else None
     timed = {"started": began, "elapsed": elapsed, "attempts": len(tries) or 1}
-    ours |= {"tries": tries} if len(tries) else {}
+    if len(tries):
+        timed["tries"] = tries
     return {"custom_id": "x", "response": {"body": body}, "error": error, "chatpool": {**timed, **ours}}
 
 

@@ -36,7 +36,7 @@ WORDS = {
     r"stands? (in|for)": "is in; replaces; represents",
     r"(give|gives|gave|given|giving) up": "cancel",
     r"places": "slots",
-    r"(?<![.\"*(])tries(?![\"=:,)\[]| [>=<*+-]| or \[)|(a|each|next|last) try": 'attempt (but max_tries, and the field "tries" of a journal)',
+    r"(?<![.\"*(])(?<!= )tries(?![\"=:,)\[]| [>=<*+-]| or \[)|(a|each|next|last) try": 'attempt (but max_tries, and the field "tries" of a journal)',
     r"twins?": "duplicate",
     r"bells?": "event",
     r"ushers?": "poller",
