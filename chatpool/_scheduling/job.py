@@ -273,11 +273,23 @@ class FutureJob(Job):
         self.future._job = None  # type: ignore[attr-defined]
 
 
+class _Condition(threading.Condition):
+    """Its ``with`` calls the lock's own methods, which are written in C, so that no signal handler runs within them.
+
+    Condition's are written in Python. Ctrl-C in the middle of ``future.done()`` could leave the lock taken, and the
+    scheduler would wait for it for ever.
+    """
+
+    __enter__ = property(lambda self: self._lock.__enter__)
+    __exit__ = property(lambda self: self._lock.__exit__)
+
+
 class _Future(Future[ChatResult]):
     """Settled by the scheduler, whose thread must not run callbacks itself."""
 
     def __init__(self, job: FutureJob) -> None:
         super().__init__()
+        self._condition = _Condition()
         self._job: FutureJob | None = job
 
     def add_done_callback(self, fn: Callable[[Future[ChatResult]], Any]) -> None:
