@@ -260,6 +260,9 @@ class FutureJob(Job):
     def fail(self, bug: BaseException) -> None:
         self._finish(lambda: self.future.set_exception(bug))
 
+    def hand_over(self, task: Callable[[], None]) -> None:
+        task()  # no thread is to be had, and who waits for a Future runs nothing: better here than never
+
     def _finish(self, set_outcome: Callable[[], None]) -> None:
         future = self.future
         if future._job is None:  # type: ignore[attr-defined]

@@ -314,10 +314,8 @@ class Scheduler(Actor):
         call.begin_attempt(now, self._limits.answers_of(call.model))
         self._limits.sent(now, call)
         self._in_flight.add(call)
-        if job.is_inline:
+        if job.is_inline or not self._workers.send(call, len(self._in_flight)):
             job.hand_over(functools.partial(self._send_here, call))
-        else:
-            self._workers.send(call, len(self._in_flight))
 
     # In the threads of workers and callbacks.
 
