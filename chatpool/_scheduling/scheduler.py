@@ -284,6 +284,10 @@ class Scheduler(Actor):
             lane.head = None
             state.parked.append(call)
             return True
+        if call.job.is_away:
+            lane.head = None
+            self._backlog.delay(call, time.monotonic() + _TICK)
+            return True
         if self._sender.must_save(call):
             lane.head = None
             state.save(call)
