@@ -83,7 +83,8 @@ class Scheduler(Actor):
         """Cancel everything, end the threads and wait for them, unless this is one of them."""
         self.stop()
         self.join()
-        wait = not threading.current_thread().name.startswith(("chatpool-worker", "chatpool-callback"))
+        own = ("chatpool-scheduler", "chatpool-worker", "chatpool-callback")
+        wait = not threading.current_thread().name.startswith(own)
         self._workers.close(wait=wait)
         for thread in self._dismissed if wait else ():
             thread.join()
