@@ -7,6 +7,7 @@ import threading
 import warnings
 import weakref
 import zlib
+from collections import OrderedDict
 from collections.abc import Iterator
 from http.client import HTTPException
 from http.cookiejar import DefaultCookiePolicy
@@ -173,7 +174,7 @@ class Transport:
         found = self.session.get_adapter(url)
         if type(found) in (HTTPAdapter, PoolAdapter):
             prefix = url.split("://")[0] + "://" if self._is_own else self._shown_url
-            self.session.mount(prefix, self._adapter)
+            _mount_at_once(self.session, prefix, self._adapter)
         elif isinstance(found, HTTPAdapter):
             if _adapter_pids.get(found) != os.getpid() and (len(found.poolmanager.pools) or found.proxy_manager):
                 if os.getpid() != _IMPORT_PID:
@@ -241,6 +242,12 @@ class Transport:
         if scope.is_stale and kind is APIConnectionError and code != "stale_connection":
             code, message = "stale_connection", "the server had closed the kept connection"
         return kind(self.redact(message), code=code)
+
+
+def _mount_at_once(session: requests.Session, prefix: str, adapter: HTTPAdapter) -> None:
+    """Mount an adapter as Session.mount does, but in a new dict: another pool's threads may iterate the present one."""
+    adapters = {**session.adapters, prefix: adapter}
+    session.adapters = OrderedDict((known, adapters[known]) for known in sorted(adapters, key=len, reverse=True))
 
 
 def _close_response() -> None:
