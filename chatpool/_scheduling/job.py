@@ -123,6 +123,11 @@ class Job:
         return os.getpid() != self._pid
 
     @property
+    def is_away(self) -> bool:
+        """Whether the waiting thread cannot send just now, though it is the one that sends."""
+        return False
+
+    @property
     def waits(self) -> dict[str, float]:
         """Slots × seconds that the pool's calls were held back since this job began, by cause."""
         return dict(Counter(self._pool_waits) - self._waits_before)
@@ -224,16 +229,25 @@ class InlineJob(Job):
 
     is_inline = True
 
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._retries: deque[Retry] = deque()  # that on_retry has not returned from
+
+    @property
+    def is_away(self) -> bool:
+        """Whether on_retry is being called, which may wait for the slot that the next attempt would occupy."""
+        return bool(self._retries)
+
     def run(self, prompt: Any, on_retry: Callable[[Retry], Any] | None) -> ChatResult:
         """Wait for the only result; ``on_retry`` is called in this thread."""
-        retries: deque[Retry] = deque()
-        self.on_retry = retries.append if on_retry is not None else None
+        self.on_retry = self._retries.append if on_retry is not None else None
         self.backend.start(self, [self.builder.request(0, prompt)])
         fresh: list[ChatResult] = []
         while not fresh:
             fresh = self.gather(1, math.inf)
-            while retries and on_retry is not None:
-                on_retry(retries.popleft())
+            while self._retries and on_retry is not None:
+                on_retry(self._retries[0])
+                self._retries.popleft()
         return fresh[0]
 
 
@@ -259,6 +273,9 @@ class FutureJob(Job):
 
     def fail(self, bug: BaseException) -> None:
         self._finish(lambda: self.future.set_exception(bug))
+
+    def hand_over(self, task: Callable[[], None]) -> None:
+        task()  # no thread is to be had, and who waits for a Future runs nothing: better here than never
 
     def _finish(self, set_outcome: Callable[[], None]) -> None:
         future = self.future

@@ -175,3 +175,23 @@ def test_interrupt_while_futures_are_polled_blocks_nothing(server, make_pool):
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def test_destructor_that_closes_the_pool_may_run_in_any_thread(server):
+    """Such as the scheduler's, when the last answer of an object's method has been parsed there."""
+    server.script("hangs", Reply(fault="stall"))
+    pool = ChatPool(2, base_url=server.url)
+    closed_in = []
+
+    class Client:
+        def parse(self, text):
+            return text
+
+        def __del__(self):
+            pool.close()
+            closed_in.append(threading.current_thread().name)
+
+    pool.submit("hangs", parse=Client().parse, deadline=0.2)
+    other = pool.submit("hangs")
+    assert "closed" in str(other.result(5).error)
+    assert wait_until(lambda: closed_in == ["chatpool-scheduler"])

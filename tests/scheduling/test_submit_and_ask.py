@@ -241,3 +241,11 @@ def test_deadline_is_checked(pool):
     for way in (pool.ask, pool.submit):
         with pytest.raises(ConfigurationError, match="deadline must be a number of seconds"):
             way("a", deadline=-1)
+
+
+def test_calls_that_have_ended_leave_no_deadline_behind(server, make_pool):
+    """A service asks a million times with a deadline of ten minutes: that does not fill its memory."""
+    pool = make_pool(2)
+    for _ in range(600):
+        assert pool.ask("a", deadline=600) == "a"
+    assert len(pool._engine()._scheduler._deadlines._heap) <= 256
