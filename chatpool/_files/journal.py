@@ -212,11 +212,11 @@ class JournalView:
                     return result
         return None
 
-    def record(self, result: ChatResult, timeline: Sequence[Attempt] = ()) -> None:
-        """Write a finished call's line. A call that was cancelled is not finished."""
+    def record(self, result: ChatResult, timeline: Sequence[Attempt] = (), error_body: str | None = None) -> None:
+        """Write a finished call's line, see ``line_of``. A call that was cancelled is not finished."""
         key = self._keys.pop(result.index)
         if self._journal and not isinstance(result.error, (NotSentError, DeadlineError)):
-            self._journal.append(line_of(result, key, timeline))
+            self._journal.append(line_of(result, key, timeline, error_body))
 
     def key(self, request: Request) -> Key:
         """Return the key of the next prompt. Call once a prompt, in order."""

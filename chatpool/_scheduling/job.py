@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
-from typing import Any, Callable, Protocol
+from typing import Any, Callable, Optional, Protocol
 
 from chatpool._protocol.request_builder import Request, RequestBuilder
 from chatpool._protocol.results import Attempt, ChatResult, Parse, Retry
@@ -21,7 +21,7 @@ from chatpool.errors import CallError
 from .budgets import RunBudget
 
 Reason = Callable[[], CallError]  # makes the error of a call that is cancelled
-Record = Callable[[ChatResult, Sequence[Attempt]], None]
+Record = Callable[[ChatResult, Sequence[Attempt], Optional[str]], None]  # the last: the body of a failed reply
 
 _thread_state = threading.local()  # .job: the job whose parse this thread runs; .sends_for: see ``sending``
 
