@@ -40,7 +40,7 @@ HOMES = {
 STARTS_THREADS = {
     "_scheduling/actor",
     "_scheduling/workers",
-    "_scheduling/callbacks",
+    "_scheduling/callback_threads",
     "_scheduling/preload",
     "_http/keys",
     "_http/resolver",

@@ -62,7 +62,7 @@ def dry_run(options: RunOptions) -> int:
         selection = Selection(prompts, repeats, options.digest, limit=options.limit, is_deduped=options.dedupe)
         digest = digest_function(options)
         with Journal(path, is_read_only=True) if path else nullcontext() as journal:
-            view = JournalView(journal, digest, None, retries_failed=options.retry_failed, repeats=repeats)
+            view = JournalView(journal, digest, options.schema, retries_failed=options.retry_failed, repeats=repeats)
             for index, prompt in enumerate(selection):
                 request = options.builder.request(index, prompt)
                 if view.find(request) is None:

@@ -21,6 +21,7 @@ from chatpool._files.tables import check_table, is_table, journal_of, write_tabl
 from chatpool._protocol.request_builder import Request, RequestBuilder
 from chatpool._protocol.requests import BatchRequest, path_of
 from chatpool._protocol.results import ChatResult
+from chatpool._protocol.schemas import ResponseFormat
 from chatpool._protocol.shown import escape
 from chatpool._protocol.summary import Summary, plural
 from chatpool._scheduling.mapper import Mapper
@@ -61,6 +62,7 @@ class RunOptions:
     usage: bool
     dask: str | None
     choice: Choice
+    schema: ResponseFormat | None = None
 
     def open_input(self) -> Input:
         """Open the input; raise ConfigurationError if the output would overwrite it."""
@@ -91,7 +93,12 @@ class RunOptions:
     @cached_property
     def builder(self) -> RequestBuilder:
         """Makes requests of prompts."""
-        return RequestBuilder(self.pool._settings, {})
+        return RequestBuilder(self.pool._settings, self.params)
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The fields of every body that the schema adds."""
+        return {} if self.schema is None else {"response_format": self.schema.field}
 
     def digest(self, prompt: BatchRequest) -> str:
         """Return the hash by which the journal identifies a prompt's request."""
@@ -106,10 +113,8 @@ def run(options: RunOptions) -> int:
         repeats = prompts.check(options.digest, is_deduped=options.dedupe)
         print_notes(options, prompts)
         selection = Selection(prompts, repeats, options.digest, limit=options.limit, is_deduped=options.dedupe)
-        summary, is_resumed = (
-            Summary(first=1, failures=options.output or "the file of -o OUTPUT"),
-            _has_lines(options.journal),
-        )
+        summary = Summary(first=1, failures=options.journal or "the file of -o OUTPUT")
+        is_resumed = _has_lines(options.journal)
         with _open_mapper(options, repeats) as mapper:
             try:
                 _send(options, mapper, selection, summary)
@@ -145,15 +150,15 @@ def _write_table(options: RunOptions, selection: Selection) -> None:
     if options.output is None or options.journal is None or not options.is_table:
         return
     with Journal(options.journal, is_read_only=True) as journal:
-        view = JournalView(journal, digest_function(options), None, repeats=selection.repeats)
+        view = JournalView(journal, digest_function(options), options.schema, repeats=selection.repeats)
         outcomes = Outcomes(selection, options.builder, view)
         try:
-            added = write_table(options.output, selection.prompts, outcomes.of, has_usage=options.usage)
+            names = write_table(options.output, selection.prompts, outcomes.of, options.schema, has_usage=options.usage)
         except OSError as error:
             message = f"chatpool: cannot write {options.output}: {error.strerror}; the answers are in {options.journal}"
             raise RunAborted(f"{message}; {_how_to_continue(options)}", 1) from None
-    if added[:2] != ["answer", "error"]:
-        _note(f"the input has such columns already; the new ones of {options.output} are {', '.join(added)}")
+    if names:
+        _note(f"the input has such columns already; the new ones of {options.output} are {', '.join(names)}")
 
 
 def _check_output(options: RunOptions) -> None:
@@ -231,6 +236,7 @@ def _stdout(options: RunOptions) -> Iterator[TextIO]:
 def _open_mapper(options: RunOptions, repeats: frozenset[int]) -> Iterator[Mapper]:
     """Yield the mapper that sends the prompts, from this process or through a cluster."""
     common: dict[str, Any] = {"deadline": options.deadline, "journal": options.journal}
+    common.update(params=options.params, parse=options.schema)
     common.update(retries_failed=options.retry_failed, repeats=repeats)
     budgets = {name: getattr(options, name) for name in ("request_budget", "token_budget", "cost_budget")}
     if options.dask is None:
@@ -265,7 +271,8 @@ def _one_line(result: ChatResult, *, is_terminal: bool) -> str:
     """
     if not result.ok:
         return ""
-    text = (result.text or json.dumps(result.response)).replace("\\", "\\\\")
+    value = result.value if result.text else result.response
+    text = (value if isinstance(value, str) else json.dumps(value)).replace("\\", "\\\\")
     return escape(text) if is_terminal else text.replace("\r", "\\r").replace("\n", "\\n")
 
 

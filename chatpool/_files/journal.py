@@ -231,7 +231,7 @@ class JournalView:
         result = self.read(request, key)
         if result is None or (self._retries_failed and not result.ok):
             return None
-        result = self._parsed(result)
+        result = self.parsed(result)
         if result is not None:
             del self._keys[request.index]
         return result
@@ -246,11 +246,11 @@ class JournalView:
                     return result
         return None
 
-    def record(self, result: ChatResult, timeline: Sequence[Attempt] = ()) -> None:
-        """Write a finished call's line. A call that was cancelled is not finished."""
+    def record(self, result: ChatResult, timeline: Sequence[Attempt] = (), error_body: str | None = None) -> None:
+        """Write a finished call's line, see ``line_of``. A call that was cancelled is not finished."""
         key = self._keys.pop(result.index)
         if self._journal and not is_cancelled(result):
-            self._journal.append(line_of(result, key, timeline, self._run.fields()))
+            self._journal.append(line_of(result, key, timeline, error_body, self._run.fields()))
 
     def note_cancelled(self, results: Iterable[ChatResult]) -> None:
         """Count what cancelled calls took, for the end of the run."""
@@ -275,7 +275,7 @@ class JournalView:
             count = self._counts[number]
         return Key(digest if count == 1 else f"{digest}-{count}", digest)
 
-    def _parsed(self, result: ChatResult) -> ChatResult | None:
+    def parsed(self, result: ChatResult) -> ChatResult | None:
         """Return a result with the value of ``parse``; None if ``parse`` now rejects its text."""
         if self._parse is None or not result.ok:
             return result

@@ -40,7 +40,7 @@ class CancelScope:
         self.phase, self.seconds = "", 0.0  # connect or read, and how long it may take
         self.timeout_at = self.ends = math.inf
         self.is_stale = False  # the attempt used a kept connection, and that was no longer good
-        self.wants_fresh = False  # the last attempt did, so this one opens its own
+        self.wants_fresh = False  # an earlier attempt did, so this one opens its own
         self.on_wait: Callable[[], None] | None = None  # called once, when the attempt first waits for the network
 
     def begin(self, ends: float) -> None:
@@ -49,7 +49,7 @@ class CancelScope:
             if self.error is not None:
                 raise self.error
             self.is_cut, self.ends = False, ends
-            self.wants_fresh, self.is_stale = self.is_stale, False
+            self.wants_fresh, self.is_stale = self.wants_fresh or self.is_stale, False
 
     def set_timeout(self, phase: str, seconds: float) -> None:
         """Give a phase of the attempt (connect, read) so many seconds from now, but not beyond its end."""

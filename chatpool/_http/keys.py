@@ -36,16 +36,17 @@ class KeySource:
         self._question: _Question | None = None  # the one that is not answered yet
         self._rejected_at = 0.0  # when a fresh key was rejected last
         self._key: str | None = None
+        self._version = 0  # how often the callable has returned a key, which may be the same one
         self._is_renewal = self._was_accepted = self._is_dead = False  # of this key
         self._thread = threading.local()  # .key: the one that this thread's latest request has
 
     def key(self, scope: CancelScope) -> str:
         """Return the key for a request of this thread. Raises AuthenticationError if there is none."""
         with self._lock:
-            key = self._key
+            key, version = self._key, self._version
             if self._is_dead and time.monotonic() - self._rejected_at > _PAUSE:
                 key = None
-        self._thread.key = self._renewed(self._key, scope) if key is None else key
+        self._thread.key = self._renewed(version, scope) if key is None else key
         return str(self._thread.key)
 
     def accepted(self) -> None:
@@ -67,13 +68,14 @@ class KeySource:
                 return False
             if used != self._key:
                 return True  # another thread has renewed it
-        return self._renewed(used, scope) != used
+            version = self._version
+        return self._renewed(version, scope) != used
 
-    def _renewed(self, old: str | None, scope: CancelScope) -> str:
-        """Return the key that replaces an old one."""
+    def _renewed(self, version: int, scope: CancelScope) -> str:
+        """Return the key that replaces the one of a version. Another thread may have asked for it meanwhile."""
         with self._lock:
-            if self._key != old and self._key is not None:
-                return self._key
+            if self._version != version:
+                return str(self._key)
             question = self._question
             if question is None:
                 question = self._question = _Question()
@@ -93,7 +95,7 @@ class KeySource:
             if question.key is not None:
                 self._is_renewal, self._is_dead = self._key is not None, False
                 self._was_accepted = self._was_accepted and question.key == self._key
-                self._key = question.key
+                self._key, self._version = question.key, self._version + 1
         question.is_over.set()
 
     def _wait(self, question: _Question, scope: CancelScope) -> None:

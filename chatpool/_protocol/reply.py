@@ -26,6 +26,8 @@ _REQUEST_ID_HEADERS = (
 _LONGEST_INTEGER = 1000  # digits
 _START = 8 * LONGEST_MESSAGE  # bytes of a body that are read for an excerpt; tags and secrets are removed from them
 
+_LONGEST_BODY = 2**16  # bytes of a failed reply's body that go into a journal
+
 
 def _unchanged(text: str) -> str:
     return text
@@ -48,6 +50,14 @@ class Reply:
         self.status, self.headers, self.body = status, headers, body
         self.redact, self.base_url = redact, base_url
         self._json: tuple[Any, str | None] | None = None
+        self._usage: tuple[Usage | None] | None = None
+
+    @classmethod
+    def of(cls, document: Any) -> Reply:
+        """Return a reply that has this JSON, which was saved before."""
+        reply = cls(200, {}, b"")
+        reply._json = document, None
+        return reply
 
     @property
     def is_success(self) -> bool:
@@ -67,7 +77,9 @@ class Reply:
     @property
     def usage(self) -> Usage | None:
         """The tokens that the reply reports. They are paid for even if it has no answer."""
-        return read_usage(self.document)
+        if self._usage is None:
+            self._usage = (read_usage(self.document),)
+        return self._usage[0]
 
     @property
     def request_id(self) -> str | None:
@@ -95,6 +107,10 @@ class Reply:
     def excerpt(self) -> str:
         """Return the start of the body, safe to show."""
         return escape_lines(self._start())[:LONGEST_MESSAGE]
+
+    def error_body(self) -> str:
+        """Return the body for a file: at most its first 64 kB, with the secrets removed."""
+        return self.redact(self.body[:_LONGEST_BODY].decode("utf-8", "replace"))
 
     def text(self) -> str:
         """Return the start of the body as one line; of a web page, its text."""

@@ -24,9 +24,10 @@ class Call:
     """
 
     __slots__ = (
-        "answers_at_start", "answers_before", "attempt_cost", "attempts", "completion", "cost", "format_level", "index",
-        "job", "last_error", "model", "most_cost", "read_timeouts", "rejected", "request", "request_id", "scope",
-        "sent_at", "signal", "started", "timeline", "tokens", "tries", "unanswered", "usage", "value",
+        "answers_at_start", "answers_before", "attempt_cost", "attempts", "completion", "cost", "error_body",
+        "format_level", "index", "job", "last_error", "model", "most_cost", "read_timeouts", "rejected", "request",
+        "request_id", "scope", "sent_at", "signal", "started", "timeline", "tokens", "tries", "unanswered", "usage",
+        "value",
     )  # fmt: skip
 
     def __init__(self, job: Job, request: Request) -> None:
@@ -48,6 +49,7 @@ class Call:
         self.format_level = JSON_SCHEMA  # how the latest attempt asked for its response_format
         self.most_cost: float | None = None  # of one attempt, where there is a budget for it
         self.last_error: CallError | None = None
+        self.error_body: str | None = None  # of the latest attempt's reply if it failed, where there is a journal
         self.timeline: list[Attempt] = []  # the attempts that failed, and after them the one that succeeded
         self.signal: Callable[..., float | None] | None = None  # how the limits are to learn of the latest attempt
         self.scope = CancelScope()
@@ -68,6 +70,7 @@ class Call:
         self.answers_at_start = answers
         self.attempts += 1
         self.completion, self.request_id, self.signal, self.attempt_cost = None, None, None, None
+        self.error_body = None
 
     def note_unanswered(self) -> None:
         """Note that the attempt under way is aborted. The server has its request if the connection stood."""

@@ -118,7 +118,7 @@ class Sender:
             _logger.warning("prompt %d failed: %s", call.index, _describe(failure))
         result = call.result(failure)
         if call.job.record is not None:
-            call.job.record(result, call.timeline)
+            call.job.record(result, call.timeline, call.error_body)
         call.request.payload = None  # a map keeps its requests until it ends
         return result
 
@@ -185,15 +185,17 @@ class Sender:
         try:
             call.completion = completion = read(reply)
         except CallError as error:
+            if call.job.record is not None:
+                call.error_body = reply.error_body()
             if not is_refusal(error):
                 failed = functools.partial(Limits.failed, error=error)
-                taken = functools.partial(Limits.taken, tokens=None, announced=announced)
-                call.signal = failed if is_outage_sign(error) else taken
+                accepted = functools.partial(Limits.accepted, tokens=None, announced=announced)
+                call.signal = failed if is_outage_sign(error) else accepted
             elif is_transient(error) and (error.retry_after or 0) <= self._settings.max_wait:
                 call.signal = functools.partial(Limits.refused, error=error, announced=announced)
             raise
         tokens = usage.total_tokens if usage else None
-        call.signal = functools.partial(Limits.taken, tokens=tokens, announced=announced)
+        call.signal = functools.partial(Limits.accepted, tokens=tokens, announced=announced)
         if call.job.budget is not None and usage is None:
             call.job.budget.charge((request_bytes + len(completion.text)) // BYTES_A_TOKEN)
         check_answer(reply, completion)
@@ -216,7 +218,8 @@ class Sender:
             return no_key
         rejected = is_refusal(error)
         # A refusal costs no try if others were answered since the attempt before: it shows only that there are many.
-        has_other_way = has_new_key or self._has_other_format(call, error)
+        # A kept connection that the server closed costs none either: its later attempts open their own.
+        has_other_way = has_new_key or error.code == "stale_connection" or self._has_other_format(call, error)
         is_free = has_other_way or (rejected and self._limits.answers_of(call.model) > call.answers_before)
         call.tries += not is_free
         # A stray 401 at once, before other prompts meet a key that may have been revoked.

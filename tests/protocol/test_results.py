@@ -179,7 +179,7 @@ def test_results_of_a_large_map_are_small(server):
 
 
 def test_answers_with_a_lambda_pickle_without_it(server, pool):
-    """What was answered travels; retry tells what is missing."""
+    """Answers are pickled; ``retry`` says what is missing."""
     server.script("bad", Reply(status=400), Reply())
     answers = pickle.loads(pickle.dumps(pool.map(["a", "bad"], parse=lambda text: text.upper())))
     assert answers == ["A", None]

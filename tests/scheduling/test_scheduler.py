@@ -23,7 +23,7 @@ SPOTS = [
     (Limits, "delay"),
     (Limits, "sent"),
     (Limits, "left_wire"),
-    (Limits, "taken"),
+    (Limits, "accepted"),
     (Backlog, "enlist"),
     (Sender, "prepare"),
 ]
@@ -114,10 +114,10 @@ def test_prompts_of_two_maps_take_turns(server, make_pool):
 
 def test_back_off_takes_no_thread(server, make_pool):
     """200 calls in back-off, 4 slots: 4 workers and the scheduler."""
-    server.script("sick", Reply(status=500, headers={"retry-after": "0.5"}), Reply("well"))
+    server.script("failing", Reply(status=500, headers={"retry-after": "0.5"}), Reply("well"))
     pool = make_pool(4, max_wait=5)
     most = []
-    answers = pool.imap_unordered(["sick"] * 200)
+    answers = pool.imap_unordered(["failing"] * 200)
     for _ in answers:
         most.append(len(chatpool_threads()))
     assert len(most) == 200

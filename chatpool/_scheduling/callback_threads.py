@@ -25,7 +25,7 @@ class Task:
         self.started = math.inf  # set by the thread that runs it
 
 
-class Callbacks:
+class CallbackThreads:
     """The scheduler's thread adds tasks and reports them as done; the threads here only run them."""
 
     def __init__(self, size: int, done: Callable[[Task], None]) -> None:
