@@ -13,7 +13,7 @@ from chatpool.errors import ConfigurationError
 
 # Readable on white and on black.
 BLUE, ORANGE, RED, GREEN, VIOLET, GREY = "#3b7dd8", "#dd8800", "#d63c50", "#2c9c6a", "#8a63d2", "#808080"
-_STACK = (ORANGE, VIOLET, GREEN, GREY)
+_STACK = (ORANGE, VIOLET, BLUE, GREEN, GREY)
 _GRID = "rgba(128,128,128,0.25)"
 
 _BINS_PER_DECADE = 20  # of the histogram; on a linear axis one slow call would squeeze the others together
@@ -68,16 +68,14 @@ def stack_colors(names: Iterable[str]) -> dict[str, str]:
     return {name: _STACK[number % len(_STACK)] for number, name in enumerate(names)}
 
 
-def add_second_axis(
-    figure: Any, runs: Sequence[Sequence[float]], name: str, values: Sequence[float], title: str
-) -> None:
+def add_second_axis(figure: Any, runs: Sequence[Sequence[float]], name: str, values: Sequence[float]) -> None:
     """Add a red line, with an axis of its own at the right."""
     times = _times(edge for edges in runs for edge in edges)
     figure.add_trace(_steps(times, values, name, RED, yaxis="y2"))
     axis = {
         "overlaying": "y",
         "side": "right",
-        "title": title,
+        "title": name,
         "rangemode": "tozero",
         "showgrid": False,
         "tickmode": "auto",

@@ -7,12 +7,13 @@ no answer, but a server's error messages may quote a prompt, so only its owner c
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from html import escape
 from typing import Any
 
-from chatpool._files.history import History, Run, read_history
+from chatpool._files.history import History, read_history
 from chatpool._files.permissions import PRIVATE, make_private
 from chatpool._protocol.prices import show_cost
 from chatpool._protocol.results import PathLike
@@ -63,7 +64,7 @@ def write_report(journal: PathLike, output: PathLike) -> None:
 def render(history: History, name: str) -> str:
     """Return the page. Raises ConfigurationError if plotly is not installed."""
     script = charts.plotly_js()
-    sections = (_throughput, _held_back, _latencies, _tokens, _failures, _runs)
+    sections = (_throughput, _held_back, _in_flight, _latencies, _tokens, _failures, _runs)
     body = "\n".join(section(history) for section in sections) if history.prompts else "<p>No call is finished yet.</p>"
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{escape(name)} – chatpool report</title>
@@ -121,34 +122,40 @@ def _throughput(history: History) -> str:
     return _section("Answers a second", f"{rate:,.3g} on average.", figure)
 
 
-def _held_back(history: History) -> str:
+def _in_flight(history: History) -> str:
     runs, edges = history.edges(), _flat(history.edges())
-    held = {cause: values for cause, values in history.held_back(runs).items() if cause != SLOTS}
-    colors = charts.stack_colors(held)
-    layers = {"requests in flight": (BLUE, history.attempts.means(edges))}
-    layers.update((f"held back: {cause}", (colors[cause], values)) for cause, values in held.items())
-    figure = charts.over_time(runs, layers, "slots", is_stack=True)
+    figure = charts.over_time(runs, {"requests in flight": (BLUE, history.attempts.means(edges))}, "in flight")
     if history.rate_limited.total:
         rates = _rates(history.rate_limited.sums(edges), edges)
-        charts.add_second_axis(figure, runs, "429s a second", rates, "429s a second")
+        charts.add_second_axis(figure, runs, "429s a second", rates)
     mean = history.attempts.total / history.seconds if history.seconds else 0.0
-    text = f"{mean:.1f} requests in flight on average, {history.rate_limited.total:,} rate-limited (429). "
-    return _section("In flight, and what held the run back", text + _causes(history.runs), figure)
+    text = f"{mean:.1f} requests in flight on average, {history.rate_limited.total:,} rate-limited (429)."
+    return _section("In flight and rate-limited", text, figure)
 
 
-def _causes(runs: Sequence[Run]) -> str:
-    """Return a sentence about what held the runs back, as shares of the time that calls were held back."""
-    waits: dict[str, float] = {}
-    for run in runs:
-        for cause, seconds in run.waits.items():
-            waits[cause] = waits.get(cause, 0.0) + seconds
-    total = sum(waits.values())
-    if not total:
-        return "Nothing held calls back."
-    names = {SLOTS: f"{SLOTS} (every slot in use)"}
-    shares = {names.get(cause, cause): seconds / total for cause, seconds in waits.items()}
-    notable = sorted((item for item in shares.items() if item[1] >= 0.005), key=lambda item: -item[1])
-    return "Calls waited for: " + ", ".join(f"{escape(cause)} {share:.0%}" for cause, share in notable) + "."
+def _held_back(history: History) -> str:
+    runs = history.edges()
+    shares = history.held_back(runs)
+    title = "What held the run back"
+    if not shares:
+        return _section(title, "No call had to wait, or an older version wrote the journal.")
+    colors = charts.stack_colors(shares)
+    layers = {_cause(cause): (colors[cause], values) for cause, values in shares.items()}
+    figure = charts.over_time(runs, layers, "share of the time", is_stack=True)
+    figure.update_yaxes(tickformat=".0%", range=[0, 1.05])
+    return _section(title, _causes(history), figure)
+
+
+def _causes(history: History) -> str:
+    """Return a sentence about what held the runs back, for which share of their time."""
+    waits = sum((Counter(run.waits) for run in history.runs), Counter())
+    shares = [(cause, seconds / max(history.seconds, seconds)) for cause, seconds in waits.most_common()]
+    parts = [f"{escape(_cause(cause))} {share:.0%} of the time" for cause, share in shares if share >= 0.005]
+    return f"Calls waited for: {', '.join(parts)}." if parts else "Calls hardly waited."
+
+
+def _cause(cause: str) -> str:
+    return f"{SLOTS} (every slot in use)" if cause == SLOTS else cause
 
 
 def _latencies(history: History) -> str:

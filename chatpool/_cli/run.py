@@ -131,7 +131,7 @@ def run(options: RunOptions) -> int:
         _write_table(options, selection)
         if options.output is not None and not options.is_table and is_resumed and summary.resumed < summary.prompts:
             compact(options.output)
-    for line in summary.format(mapper.wall, mapper.limited_by(summary.prompts - summary.resumed)):
+    for line in summary.format(mapper.wall, mapper.limited_by):
         print(in_command_words(line), file=sys.stderr)
     return 1 if summary.failed else 0
 

@@ -73,7 +73,8 @@ def map(
     ``pool``: its settings; ``max_workers`` is for each worker process, ``requests_per_minute`` and
     ``tokens_per_minute`` are for all of them together. A key from the environment is not sent along: the workers need
     it in theirs. ``client``: a ``distributed.Client``; default: the present one. ``response_format`` and ``parse`` are
-    applied on the workers, and so must pickle, as must the values that they return. ``on_result`` is called as in ``ChatPool.map``, ``on_retry`` is not.
+    applied on the workers, and so must pickle, as must the values that they return.
+    ``on_result`` is called as in ``ChatPool.map``, ``on_retry`` is not.
 
     A prompt whose worker was lost is sent to another, until three were lost with it. It is paid for twice only if
     it was in flight, or was answered within the last tenth of a second.
@@ -202,7 +203,7 @@ class Cluster:
         self._todo: deque[Request] = deque()
         self._sent: dict[int, _SentBatch] = {}
         self._losses: Counter[int] = Counter()  # workers lost, by prompt
-        self.waits: Counter[str] = Counter()  # slots × seconds that calls were held back, over all workers, by cause
+        self.waits: Counter[str] = Counter()  # seconds in which calls were held back, over all workers, by cause
         self._numbers = 0
         self._looked_at = self._counted_at = self._sent_at = -math.inf
 

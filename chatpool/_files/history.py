@@ -149,7 +149,7 @@ class Run:
     """One run: when it began and ended (Unix time), and how it ended.
 
     ``how`` is None if nobody wrote it down: the run was killed, or goes on, or an older version wrote the journal.
-    ``waits``: slots × seconds that calls were held back, by cause.
+    ``waits``: seconds in which calls were held back, by cause.
     """
 
     began: float
@@ -219,7 +219,7 @@ class History:
         return [_divide(start, end, max(1, round((end - start) / width))) for start, end in runs]
 
     def held_back(self, edges: Sequence[Sequence[float]]) -> dict[str, list[float]]:
-        """Return, for each cause, how many slots it held back on average between the edges, also between two runs."""
+        """Return, for each cause, the share of the time in which it held calls back, also between two runs."""
         causes = sorted({cause for run in self.runs for cause in run.waits})
         return {cause: self._held_back_by(cause, edges) for cause in causes}
 

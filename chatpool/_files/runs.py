@@ -1,8 +1,8 @@
 """The runs of a journal: each line names its run, and the last line of a run says how the run ended. Pure: no I/O.
 
 All of it is under our own key, so the file stays what the Batch API returns: one line for each finished call. ``run``
-is the Unix time at which the run began. ``waits``, at most once a second, is what held calls back since then (slots ×
-seconds, by cause). ``ends`` is a list, as ``compact`` moves the ends of lines that it removes to the last line:
+is the Unix time at which the run began. ``waits``, at most once a second, are the seconds in which calls were held back
+since then, by cause. ``ends`` is a list, as ``compact`` moves the ends of lines that it removes to the last line:
 
     {"run": 1700000000.123, "ended": 1700000060.5, "how": "finished", "attempts": 2, "usage": {…}, "waits": {…}}
 
@@ -141,7 +141,7 @@ def spending_of(document: Mapping[str, Any]) -> Spending:
 
 
 def carried(documents: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the ends that stand for lines which are removed: theirs, and what their calls took, by run."""
+    """Return the ends for lines that are removed: their own, and what their calls took, by run."""
     ends: list[Mapping[str, Any]] = []
     spent: dict[Any, Spending] = {}
     for document in documents:

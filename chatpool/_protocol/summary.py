@@ -38,6 +38,7 @@ class Summary:
         self._seconds = array("d")  # for each answer
         self._causes: Counter[tuple[Any, ...]] = Counter()
         self._examples: dict[tuple[Any, ...], str] = {}
+        self._request_ids: dict[tuple[Any, ...], str] = {}  # in those
 
     @property
     def failed(self) -> int:
@@ -89,6 +90,7 @@ class Summary:
         self._causes[cause] += 1
         if cause not in self._examples:
             self._examples[cause] = _example(result, error, self._first)
+            self._request_ids[cause] = escape(error.request_id or "")
 
     def _counts(self, wall: float) -> str:
         old = self.answered - self._new_answers
@@ -138,7 +140,10 @@ class Summary:
         lines: list[str] = []
         for number, (cause, count) in enumerate(shown, 1):
             left = room - len(lines) - (min(len(causes), room) - number)
-            lines += _wrap(f"  {count:,} × {self._examples[cause]}", left, "    ")
+            example = self._examples[cause]
+            if left == 1 and len(example) > _WIDTH:  # the message says more than the request's id
+                example = example.replace(f" ({self._request_ids[cause]})", "", 1)
+            lines += _wrap(f"  {count:,} × {example}", left, "    ")
         if len(shown) < len(causes) and len(lines) < room:
             rest = sum(count for _, count in causes[len(shown) :])
             lines.append(f"  {rest:,} × other errors, see {self._where}")

@@ -129,7 +129,7 @@ class Job:
 
     @property
     def waits(self) -> dict[str, float]:
-        """Slots × seconds that the pool's calls were held back since this job began, by cause."""
+        """Seconds in which the pool's calls were held back since this job began, by cause."""
         return dict(Counter(self._pool_waits) - self._waits_before)
 
     def gather(self, wanted: float, timeout: float) -> list[ChatResult]:

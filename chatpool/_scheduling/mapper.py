@@ -136,9 +136,10 @@ class Mapper:
             if not job.is_inherited:
                 bar.close()
 
-    def limited_by(self, calls: int) -> str:
-        """Name the bottleneck of so many calls."""
-        return name_bottleneck(self.waits, calls, self._job.backend.slots, self.wall)
+    @property
+    def limited_by(self) -> str:
+        """The bottleneck: what held calls back for the longest time."""
+        return name_bottleneck(self.waits, self._job.backend.slots, self.wall)
 
     @property
     def wall(self) -> float:
@@ -147,7 +148,7 @@ class Mapper:
 
     @property
     def waits(self) -> dict[str, float]:
-        """Slots × seconds that calls were held back, by cause."""
+        """Seconds in which calls were held back, by cause."""
         return self._job.waits
 
     @contextmanager
@@ -293,7 +294,7 @@ class Mapper:
         return Answers(
             (results[index] for index in sorted(results)),
             wall=self.wall,
-            limited_by=self.limited_by(sum(results[index].attempts > 0 for index in results.keys() - self.resumed)),
+            limited_by=self.limited_by,
             waits=job.waits,
             params=self._builder.params,
             parse=job.parse,

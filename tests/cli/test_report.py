@@ -339,7 +339,8 @@ def test_chromium_shows_the_page(journal, browse):
     for label in (
         "Time to an answer",
         "median",
-        "In flight, and what held the run back",
+        "In flight and rate-limited",
+        "What held the run back",
         "429s a second",
         "tokens a second",
     ):

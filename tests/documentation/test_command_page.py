@@ -39,7 +39,7 @@ def test_commands_of_the_page_run(named_server, tmp_path, monkeypatch, capsys):
     batch.run({})
     (tmp_path / "prompts.txt").write_text("Name a river in Peru.\n", encoding="utf-8")
     commands = [line for block in _COMMANDS.findall(text) for line in block.replace("\\\n", "").splitlines()]
-    assert len(commands) == 5
+    assert len(commands) == 6
     for command in commands:
         assert main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
     assert list(shown) == ["answers.csv", "moods.csv"]

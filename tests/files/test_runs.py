@@ -1,4 +1,4 @@
-"""The runs of a journal: what they were charged for adds up, whoever counts."""
+"""The runs of a journal: the server, the summary, the journal and the report count the same tokens."""
 
 from __future__ import annotations
 
