@@ -310,7 +310,8 @@ def _fake_server(args: argparse.Namespace) -> int:
             latency=(lambda: rng.uniform(0.5, 1.5) * args.latency) if args.latency else 0.0,
             rate_limit=limit,
             key=args.key,
-            reply=chaos(args.error_rate, seed=args.seed) if args.error_rate else None,
+            reply=_only_right_paths(chaos(args.error_rate, seed=args.seed)),
+            most_recorded=1,
         )
     except OSError as error:
         raise ConfigurationError(f"cannot serve on port {args.port}: {error.strerror}") from None
@@ -319,6 +320,20 @@ def _fake_server(args: argparse.Namespace) -> int:
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
     return 130
+
+
+def _only_right_paths(reply: Any) -> Any:
+    """Return a function that replies like this one, but for a wrong base URL, which other servers would reject."""
+    from chatpool.testing import Reply  # noqa: PLC0415 - only this command needs it
+
+    def checked(request: Any) -> Any:
+        if request.path.startswith(("/v1/", "/openai/")) and not request.path.startswith("/v1/v1/"):
+            return reply(request)
+        url = f"http://{request.headers.get('host', '127.0.0.1')}/v1"
+        message = f"no such path; the base URL of this server is {url}"
+        return Reply(status=404, body={"error": {"message": message, "code": "unknown_path"}})
+
+    return checked
 
 
 def _check_fake_server(args: argparse.Namespace) -> None:

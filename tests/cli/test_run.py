@@ -537,6 +537,22 @@ def test_fake_server_serves_until_ctrl_c(tmp_path):
     assert (err, server.returncode) == ("", 130)
 
 
+def test_fake_server_names_the_right_base_url(tmp_path):
+    """A real server would not know the path either."""
+    server = start("fake-server")
+    try:
+        url = re.search(r"http://127\.0\.0\.1:\d+/v1", server.stdout.readline())[0]
+        (tmp_path / "in.txt").write_text("a\n")
+        for base in (url[: -len("/v1")], f"{url}/v1"):
+            client = start("run", "in.txt", "--text", "--base-url", base, cwd=tmp_path)
+            err = " ".join(client.communicate(timeout=20)[1].split())
+            assert client.returncode == 1
+            assert f"the base URL of this server is {url}" in err
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.communicate(timeout=20)
+
+
 def test_fake_server_refuses_invalid_options(capsys, server):
     assert main(["fake-server", "--port", str(server.port)]) == 2
     assert f"cannot serve on port {server.port}: " in capsys.readouterr().err
