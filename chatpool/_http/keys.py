@@ -76,8 +76,10 @@ class KeySource:
                 return self._key
             question = self._question
             if question is None:
-                question = self._question = _Question()
+                question = _Question()
+                # First: Ctrl-C, or a lack of threads, must not leave a question that nobody answers.
                 threading.Thread(target=self._answer, args=(question,), name="chatpool-key", daemon=True).start()
+                self._question = question
         self._wait(question, scope)
         if question.error is not None:
             raise self._failure(f"raised {type(question.error).__name__}: {question.error}") from question.error
