@@ -233,8 +233,25 @@ def test_helper_thread_that_was_not_started_is_started_next_time(server, monkeyp
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
     url = f"http://localhost:{server.port}/v1"
-    with ChatPool(2, base_url=url, api_key=lambda: "sk-fresh-key", max_tries=1) as pool:
+    with ChatPool(2, base_url=url, api_key=lambda: "key-number-1", max_tries=1) as pool:
         with suppress(error, CallError):
             pool.ask("a")
         assert refusals == []
         assert pool.ask("b", deadline=5) == "b"
+
+
+def test_threads_that_meet_a_401_at_once_ask_once(monkeypatch):
+    """Also if the answer comes, the same key again, while one of them is about to ask."""
+    key = Keys("same-key-again")
+    source, scope = keys.KeySource(key), keys.CancelScope()
+    source.key(scope)
+    renewed = source._renewed
+
+    def renew_first(*args):
+        monkeypatch.setattr(source, "_renewed", renewed)
+        assert not source.renew(scope)  # as another thread would
+        return renewed(*args)
+
+    monkeypatch.setattr(source, "_renewed", renew_first)
+    assert not source.renew(scope)
+    assert key.asked == 2
