@@ -69,6 +69,8 @@ class ChatPool:
     ``headers``: extra request headers. If they hold credentials (Authorization, api-key, x-api-key), no key is taken
     from the environment.
     ``timeout``: (connect, read), or one number for both. read limits the whole answer of one attempt. Default (5, 600).
+    ``idle_timeout``: if it is set, answers are streamed, and an attempt is aborted and repeated when no byte of its
+    answer has come for so long. Default: no streaming. It must be longer than the model thinks without a word.
     ``max_tries``: attempts for one prompt. Default 6. At most two of them may end at the read limit, as each may be
     charged for. A rate limit (429) counts only if no other call of this pool was answered since the last attempt; no
     prompt is sent more than 5 × ``max_tries`` times.
@@ -100,6 +102,7 @@ class ChatPool:
         params: _Params | None = None,
         headers: Mapping[str, str] | None = None,
         timeout: Timeout = DEFAULT_TIMEOUT,
+        idle_timeout: float | None = None,
         max_tries: int = DEFAULT_MAX_TRIES,
         max_time: float | None = None,
         max_wait: float = DEFAULT_MAX_WAIT,
@@ -115,9 +118,9 @@ class ChatPool:
         self._callbacks = Callbacks(check_hook("on_retry", on_retry), check_hook("on_result", on_result))
         self._settings = make_settings(
             max_workers=max_workers, model=model, api_key=api_key, base_url=base_url, system=system, params=params,
-            headers=headers, timeout=timeout, max_tries=max_tries, max_time=max_time, max_wait=max_wait,
-            requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute, prices=prices,
-            has_own_auth=session_has_auth(session),
+            headers=headers, timeout=timeout, idle_timeout=idle_timeout, max_tries=max_tries, max_time=max_time,
+            max_wait=max_wait, requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute,
+            prices=prices, has_own_auth=session_has_auth(session),
         )  # fmt: skip
         self._session = session
         self._pool_id = object()  # by which an engine distinguishes the jobs of several pools

@@ -104,6 +104,8 @@ def _own_fields(result: ChatResult, key: Key, timeline: Sequence[Attempt]) -> di
     fields.update(
         attempts=result.attempts, started=round(time.time() - result.elapsed, 3), elapsed=round(result.elapsed, 6)
     )
+    if result.first_token is not None:
+        fields["first_token"] = round(result.first_token, 6)
     if timeline:
         fields["tries"] = [
             {"began": round(began, 3), "ended": round(ended, 3), "error": name} for began, ended, name in timeline
@@ -181,7 +183,12 @@ def result_of(document: Mapping[str, Any], index: int, prompt: Any) -> ChatResul
         attempts=int(own.get("attempts", 1)),
         elapsed=float(own.get("elapsed", 0.0)),
         error=error,
+        first_token=_seconds(own.get("first_token")),
     )
+
+
+def _seconds(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) else None
 
 
 def _error_of(document: Mapping[str, Any], *, request_id: str | None) -> CallError:
