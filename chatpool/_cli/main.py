@@ -20,6 +20,8 @@ from chatpool._files.choosing import EMBEDDINGS_PATH, Choice
 from chatpool._files.inputs import FORMATS
 from chatpool._files.permissions import logger as _file_logger
 from chatpool._files.templates import Template
+from chatpool._protocol.requests import CHAT_PATH
+from chatpool._protocol.schemas import ResponseFormat, response_format_of
 from chatpool._protocol.settings import DEFAULT_TIMEOUT
 from chatpool.errors import ChatPoolError, ConfigurationError
 
@@ -120,7 +122,8 @@ def _add_run(commands: Any) -> None:
         "--output",
         metavar="OUTPUT",
         help="file for the answers, from which the next run continues; .csv, .tsv and .parquet are the input's table "
-        "with the columns answer and error, and continue from OUTPUT.chatpool.jsonl",
+        "with the columns answer (or answer.FIELD for the fields of --schema) and error, and continue from "
+        "OUTPUT.chatpool.jsonl",
     )
     add("--text", action="store_true", help="write plain answers to stdout in order, one a line; line ends become \\n")
     add("--dry-run", action="store_true", help="count the calls and tokens, and the prompts already done; send nothing")
@@ -163,6 +166,7 @@ def _add_reading_options(add: Any) -> None:
         type=_template,
         help="make prompts of columns: 'Translate into {lang}: {text}'; @FILE reads it",
     )
+    add("--schema", metavar="FILE", type=_schema, help="JSON schema of every answer; see -o for its fields")
     add("--id-field", metavar="COLUMN", help="column or field with a unique name for each row, the custom_id")
     add("--endpoint", metavar="PATH", help=f"for prompts that name none, such as {EMBEDDINGS_PATH} (default: chat)")
     add("--limit", metavar="N", type=int, help="send only the first N prompts, to try")
@@ -226,7 +230,12 @@ def _run(args: argparse.Namespace) -> int:
         args.id_field,
         _endpoint(args.endpoint),
         args.model,
+        args.schema is not None,
     )
+    if choice.has_schema and "response_format" in dict(args.param):
+        raise ConfigurationError("--schema sets response_format; leave --param response_format out")
+    if choice.has_schema and choice.path != CHAT_PATH:
+        raise ConfigurationError("--schema is for chat completions; leave it or --endpoint out")
     more: dict[str, Any] = {
         "system": args.system if choice.system is None else None,
         "model": args.model,
@@ -322,6 +331,27 @@ def _template(text: str) -> Template:
         raise argparse.ArgumentTypeError(f"cannot read {text[1:]}: {error.strerror}") from None
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _schema(path: str) -> ResponseFormat:
+    """Read a JSON schema; also from the ``response_format`` of a request, which has it inside."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            document = json.load(file)
+        for name in ("json_schema", "schema"):
+            if isinstance(document, dict) and isinstance(document.get(name), dict):
+                document = document[name]
+        response_format = response_format_of(document)[1]
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"cannot read {path}: {error.strerror}") from None
+    except ConfigurationError as error:
+        problem = str(error).partition("JSON schema: ")[2] or str(error)
+        raise argparse.ArgumentTypeError(f"{path} is not a JSON schema: {problem}") from None
+    except (ValueError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"{path} is not valid JSON: {error}") from None
+    if response_format is None:
+        raise argparse.ArgumentTypeError(f"{path} is not a JSON schema: it names neither a type nor properties")
+    return response_format
 
 
 def _header(text: str) -> tuple[str, str]:

@@ -21,8 +21,9 @@ from chatpool._files.tables import check_table, is_table, journal_of, write_tabl
 from chatpool._protocol.request_builder import Request, RequestBuilder
 from chatpool._protocol.requests import BatchRequest, estimate_tokens, path_of
 from chatpool._protocol.results import ChatResult
+from chatpool._protocol.schemas import ResponseFormat
+from chatpool._protocol.shown import escape
 from chatpool._protocol.summary import Summary, plural
-from chatpool._protocol.terminal import escape_controls
 from chatpool._scheduling.mapper import Mapper
 from chatpool.errors import ConfigurationError, JournalError
 from chatpool.pool import ChatPool
@@ -59,6 +60,7 @@ class RunOptions:
     usage: bool
     dask: str | None
     choice: Choice
+    schema: ResponseFormat | None = None
 
     def open_input(self) -> Input:
         """Open the input; raise ConfigurationError if the output would overwrite it."""
@@ -89,7 +91,12 @@ class RunOptions:
     @cached_property
     def builder(self) -> RequestBuilder:
         """Makes requests of prompts."""
-        return RequestBuilder(self.pool._settings, {})
+        return RequestBuilder(self.pool._settings, self.params)
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The fields of every body that the schema adds."""
+        return {} if self.schema is None else {"response_format": self.schema.field}
 
     def digest(self, prompt: BatchRequest) -> str:
         """Return the hash by which the journal identifies a prompt's request."""
@@ -135,7 +142,9 @@ def dry_run(options: RunOptions) -> int:
         selection = Selection(prompts, repeats, options.digest, limit=options.limit, is_deduped=options.dedupe)
         path = options.journal
         with Journal(path, is_read_only=True) if path and os.path.exists(path) else nullcontext() as journal:
-            view = JournalView(journal, _digest_of(options), None, retries_failed=options.retry_failed, repeats=repeats)
+            view = JournalView(
+                journal, _digest_of(options), options.schema, retries_failed=options.retry_failed, repeats=repeats
+            )
             for index, prompt in enumerate(selection):
                 request = options.builder.request(index, prompt)
                 if view.find(request) is not None:
@@ -161,15 +170,15 @@ def _write_table(options: RunOptions, selection: Selection) -> None:
     if options.output is None or options.journal is None or not options.is_table:
         return
     with Journal(options.journal, is_read_only=True) as journal:
-        view = JournalView(journal, _digest_of(options), None, repeats=selection.repeats)
+        view = JournalView(journal, _digest_of(options), options.schema, repeats=selection.repeats)
         outcomes = Outcomes(selection, options.builder, view)
         try:
-            added = write_table(options.output, selection.prompts, outcomes.of, has_usage=options.usage)
+            names = write_table(options.output, selection.prompts, outcomes.of, options.schema, has_usage=options.usage)
         except OSError as error:
             message = f"chatpool: cannot write {options.output}: {error.strerror}; the answers are in {options.journal}"
             raise RunAborted(f"{message}; {_how_to_continue(options)}", 1) from None
-    if added[:2] != ["answer", "error"]:
-        _note(f"the input has such columns already; the new ones of {options.output} are {', '.join(added)}")
+    if names:
+        _note(f"the input has such columns already; the new ones of {options.output} are {', '.join(names)}")
 
 
 def _check_output(options: RunOptions) -> None:
@@ -191,7 +200,7 @@ def _print_notes(options: RunOptions, prompts: Input) -> None:
 
 
 def _note(text: str) -> None:
-    print(f"chatpool: {escape_controls(text)}", file=sys.stderr)
+    print(f"chatpool: {escape(text)}", file=sys.stderr)
 
 
 def mute_stdout() -> None:
@@ -246,6 +255,7 @@ def _stdout(options: RunOptions) -> Iterator[TextIO]:
 def _open_mapper(options: RunOptions, repeats: frozenset[int]) -> Iterator[Mapper]:
     """Yield the mapper that sends the prompts, from this process or through a cluster."""
     common: dict[str, Any] = {"deadline": options.deadline, "journal": options.journal}
+    common.update(params=options.params, parse=options.schema)
     common.update(retries_failed=options.retry_failed, repeats=repeats)
     if options.dask is None:
         yield options.pool._mapper(request_budget=options.request_budget, token_budget=options.token_budget, **common)
@@ -278,8 +288,9 @@ def _one_line(result: ChatResult, *, is_terminal: bool) -> str:
     """
     if not result.ok:
         return ""
-    text = (result.text or json.dumps(result.response)).replace("\\", "\\\\")
-    return escape_controls(text) if is_terminal else text.replace("\r", "\\r").replace("\n", "\\n")
+    value = result.value if result.text else result.response
+    text = (value if isinstance(value, str) else json.dumps(value)).replace("\\", "\\\\")
+    return escape(text) if is_terminal else text.replace("\r", "\\r").replace("\n", "\\n")
 
 
 def _how_to_continue(options: RunOptions) -> str:

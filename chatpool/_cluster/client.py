@@ -190,7 +190,7 @@ class Cluster:
         self._todo: deque[Request] = deque()
         self._sent: dict[int, _SentBatch] = {}
         self._losses: Counter[int] = Counter()  # workers lost, by prompt
-        self.waits: Counter[str] = Counter()  # seconds that slots were empty, over all workers, by cause
+        self.waits: Counter[str] = Counter()  # slots × seconds that calls were held back, over all workers, by cause
         self._numbers = 0
         self._looked_at = self._counted_at = self._sent_at = -math.inf
 
@@ -271,18 +271,18 @@ class Cluster:
 
     def _take_in_chunk(self, job: Job, chunk: Chunk) -> None:
         sent = self._sent.get(chunk.batch)
-        for bare, timeline in chunk.results:
+        for bare, timeline, error_body in chunk.results:
             request = sent.requests.pop(bare.index, None) if sent is not None else None
             if sent is None or request is None:
                 continue  # its worker was taken for lost, and it is out again
             self._workers[sent.worker] = self._workers.get(sent.worker, 0) - 1
-            self._settle(job, replace(bare, prompt=request.prompt), timeline)
+            self._settle(job, replace(bare, prompt=request.prompt), timeline, error_body)
         if chunk.waits is not None and self._sent.pop(chunk.batch, None) is not None:
             self.waits.update(chunk.waits)
 
-    def _settle(self, job: Job, result: ChatResult, timeline: Sequence[Attempt]) -> None:
+    def _settle(self, job: Job, result: ChatResult, timeline: Sequence[Attempt], error_body: str | None = None) -> None:
         if job.record is not None:
-            job.record(result, timeline)
+            job.record(result, timeline, error_body)
         job.settle([result])
         if result.error is not None and _is_hopeless(result.error):
             self._stop_sending(job, functools.partial(no_call_can_succeed, result.error))

@@ -8,7 +8,6 @@ Source of the format: "The request output object" in OpenAI's API reference for 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -53,47 +52,60 @@ def digest_of(path: str, body: Mapping[str, Any]) -> str:
     return hashlib.sha256(f"{path}\n{canonical}".encode("ascii")).hexdigest()[:32]
 
 
-def line_of(result: ChatResult, key: Key, timeline: Sequence[Attempt] = ()) -> bytes:
-    """Return the line for a result, with its newline. ``timeline``: the call's attempts, if any of them failed.
+def line_of(result: ChatResult, key: Key, timeline: Sequence[Attempt] = (), error_body: str | None = None) -> bytes:
+    """Return the line for a result, with its newline.
 
+    ``timeline``: the call's attempts, if any of them failed. ``error_body``: of the reply that ended it, if it failed.
     As the Batch API has it, an error status is a ``response``, and ``error`` is for a call without a reply, or with a
     reply that is not an answer.
     """
-    error, response = result.error, _response_of(result)
+    error, response = result.error, _response_of(result, error_body)
     is_shown = error is not None and (response is None or response["status_code"] in _SUCCESS)
     document = {
-        "id": f"{ID_PREFIX.decode()}{os.urandom(8).hex()}",
+        "id": _new_id(),
         "custom_id": key.custom_id,
         "response": response,
         "error": {"code": error.code or type(error).__name__, "message": str(error)} if error and is_shown else None,
         "chatpool": _own_fields(result, key, timeline),
     }
+    return _encode(document)
+
+
+def _new_id() -> str:
+    return f"{ID_PREFIX.decode()}{os.urandom(8).hex()}"
+
+
+def _encode(document: Mapping[str, Any]) -> bytes:
     text = _LINE_ENDS.sub(lambda found: f"\\u{ord(found[0]):04x}", _to_json(document))
     # backslashreplace turns a lone surrogate into \udc80, which is also its escape in JSON.
     return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
-def _response_of(result: ChatResult) -> dict[str, Any] | None:
+def _response_of(result: ChatResult, error_body: str | None) -> dict[str, Any] | None:
     """Return the server's reply as the Batch API shows it; None if there was none."""
     error, body = result.error, result.response
-    status = error.status_code if error else None
-    request_id = result.request_id or (error.request_id if error else None) or ""
+    status = error.status_code if error else 200
+    if body is None and error is not None:
+        body = _error_document(error, error_body)
     if body is None:
-        if error is None or status is None or status in _SUCCESS:
-            return None
-        body = _load_excerpt(error.body) or {
-            "error": {"message": error.body or str(error), "type": None, "param": None, "code": error.code}
-        }
+        return None
+    request_id = result.request_id or (error.request_id if error else None) or ""
     return {"status_code": status or 200, "request_id": request_id, "body": body}
 
 
-def _load_excerpt(excerpt: str | None) -> dict[str, Any] | None:
-    """Return the object in the excerpt of an error's body; None if it is cut off, or is not JSON."""
-    for text in (excerpt or "", (excerpt or "").replace("\\n", "\n")):  # line ends are escaped in an excerpt
-        with contextlib.suppress(ValueError, RecursionError):
-            body = json.loads(text, strict=False)
-            return body if isinstance(body, dict) else None
-    return None
+def _error_document(error: CallError, body: str | None) -> dict[str, Any] | None:
+    """Return the body of a failed reply as an object: its JSON, or else its text in OpenAI's format for errors.
+
+    None for a call that failed without a reply.
+    """
+    if body is None and error.status_code is None:
+        return None
+    document = load(body or "")
+    if isinstance(document, list) and len(document) == 1:  # Gemini
+        document = document[0]
+    if isinstance(document, dict):
+        return document
+    return {"error": {"message": body or str(error), "type": type(error).__name__, "param": None, "code": error.code}}
 
 
 def _own_fields(result: ChatResult, key: Key, timeline: Sequence[Attempt]) -> dict[str, Any]:
@@ -155,7 +167,7 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
     return document if is_complete else None
 
 
-def load(line: bytes) -> Any:
+def load(line: bytes | str) -> Any:
     """Return the value of a JSON line; None if it is not valid JSON."""
     try:
         return json.loads(line)

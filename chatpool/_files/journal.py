@@ -197,7 +197,7 @@ class JournalView:
         result = self.read(request, key)
         if result is None or (self._retries_failed and not result.ok):
             return None
-        result = self._parsed(result)
+        result = self.parsed(result)
         if result is not None:
             del self._keys[request.index]
         return result
@@ -212,11 +212,11 @@ class JournalView:
                     return result
         return None
 
-    def record(self, result: ChatResult, timeline: Sequence[Attempt] = ()) -> None:
-        """Write a finished call's line. A call that was cancelled is not finished."""
+    def record(self, result: ChatResult, timeline: Sequence[Attempt] = (), error_body: str | None = None) -> None:
+        """Write a finished call's line, see ``line_of``. A call that was cancelled is not finished."""
         key = self._keys.pop(result.index)
         if self._journal and not isinstance(result.error, (NotSentError, DeadlineError)):
-            self._journal.append(line_of(result, key, timeline))
+            self._journal.append(line_of(result, key, timeline, error_body))
 
     def key(self, request: Request) -> Key:
         """Return the key of the next prompt. Call once a prompt, in order."""
@@ -229,7 +229,7 @@ class JournalView:
             count = self._counts[number]
         return Key(digest if count == 1 else f"{digest}-{count}", digest)
 
-    def _parsed(self, result: ChatResult) -> ChatResult | None:
+    def parsed(self, result: ChatResult) -> ChatResult | None:
         """Return a result with the value of ``parse``; None if ``parse`` now rejects its text."""
         if self._parse is None or not result.ok:
             return result

@@ -145,6 +145,11 @@ class PoolAdapter(HTTPAdapter):
         self._targets: dict[str, str] = {}
         super().__init__(pool_connections=4, pool_maxsize=connections, max_retries=0, pool_block=False)
 
+    def __setstate__(self, state: Any) -> None:
+        """Unpickle; a Session of the user's may be pickled with this adapter in it."""
+        self._found, self._targets = {}, {}
+        super().__setstate__(state)  # type: ignore[misc]  # not in its stubs
+
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, socket_options=KEEP_ALIVE, **kwargs)
         use_our_pools(self.poolmanager)

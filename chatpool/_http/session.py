@@ -8,6 +8,7 @@ import threading
 import warnings
 import weakref
 import zlib
+from collections import OrderedDict
 from http.client import HTTPException
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Callable
@@ -95,6 +96,9 @@ class Transport:
             "timeout": (settings.connect_timeout, settings.read_timeout),
         }
         self._route = find_route(settings.chat_url, settings.shown_url, self._options["proxies"])
+        # Another adapter, or SOCKS, may wait for the network without a word to the scope.
+        is_socks = (self._route.proxy or "").startswith("socks")
+        self._shows_waits = type(self.session.get_adapter(settings.chat_url)) is PoolAdapter and not is_socks
         self._auth_each_time = None if self._has_key or self._is_own else self.session.auth
         _warn_of_plain_http(settings)
 
@@ -124,6 +128,8 @@ class Transport:
         if self._keys is not None:
             self._sign(request, self._keys.key(scope))
             scope.set_timeout("connect", self._settings.connect_timeout + self._settings.read_timeout)
+        if not self._shows_waits:
+            scope.note_wait()
         outer = vars(current).copy()  # empty, unless a Session's hook uses another pool in the middle of a request
         current.scope, current.settings, current.look_up = scope, self._settings, self._look_up
         current.asked, current.is_repeated = zlib.crc32(payload), False
@@ -178,7 +184,7 @@ class Transport:
         found = self.session.get_adapter(url)
         if type(found) in (HTTPAdapter, PoolAdapter):
             prefix = url.split("://")[0] + "://" if self._is_own else self._shown_url
-            self.session.mount(prefix, self._adapter)
+            _mount_at_once(self.session, prefix, self._adapter)
         elif isinstance(found, HTTPAdapter):
             if _adapter_pids.get(found) != os.getpid() and (len(found.poolmanager.pools) or found.proxy_manager):
                 if os.getpid() != _IMPORT_PID:
@@ -255,6 +261,12 @@ class Transport:
         if scope.is_stale and kind is APIConnectionError and code != "stale_connection":
             code, message = "stale_connection", "the server had closed the kept connection"
         return kind(self.redact(message), code=code)
+
+
+def _mount_at_once(session: requests.Session, prefix: str, adapter: HTTPAdapter) -> None:
+    """Mount an adapter as Session.mount does, but in a new dict: another pool's threads may iterate the present one."""
+    adapters = {**session.adapters, prefix: adapter}
+    session.adapters = OrderedDict((known, adapters[known]) for known in sorted(adapters, key=len, reverse=True))
 
 
 def _close_response() -> None:

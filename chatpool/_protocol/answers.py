@@ -24,7 +24,7 @@ class Answers(list[Optional[_T]]):
     """The answers of one map, in the order of the prompts; None where a call failed.
 
     A list in every respect, so ``==``, JSON and pandas work. ``results``: a ``ChatResult`` for every prompt. ``wall``:
-    seconds that the map took. ``limited_by``: its bottleneck. ``waits``: seconds spent waiting, summed over calls, by
+    seconds that the map took. ``limited_by``: its bottleneck. ``waits``: slots × seconds that calls were held back, by
     cause. ``resumed``: indexes of the answers that came from the journal. ``params``, ``parse``, ``reask``, ``journal``
     and ``dedupe`` are kept for ``ChatPool.retry``.
     """

@@ -26,6 +26,8 @@ _REQUEST_ID_HEADERS = (
 _LONGEST_INTEGER = 1000  # digits
 _START = 8 * LONGEST_MESSAGE  # bytes of a body that are read for an excerpt; tags and secrets are removed from them
 
+_LONGEST_BODY = 2**16  # bytes of a failed reply's body that go into a journal
+
 
 def _unchanged(text: str) -> str:
     return text
@@ -108,6 +110,10 @@ class Reply:
     def excerpt(self) -> str:
         """Return the start of the body, safe to show."""
         return escape_lines(self._start())[:LONGEST_MESSAGE]
+
+    def error_body(self) -> str:
+        """Return the body for a file: at most its first 64 kB, with the secrets removed."""
+        return self.redact(self.body[:_LONGEST_BODY].decode("utf-8", "replace"))
 
     def text(self) -> str:
         """Return the start of the body as one line; of a web page, its text."""

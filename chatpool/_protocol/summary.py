@@ -12,7 +12,7 @@ from chatpool.errors import CallError, NotSentError
 
 from .prices import show_cost
 from .results import ChatResult, Usage
-from .terminal import escape_controls
+from .shown import escape
 
 _MOST_LINES = 5
 _NO_BREAK = "\xa0"  # a space at which textwrap does not break a line
@@ -157,4 +157,4 @@ def _example(result: ChatResult, error: CallError) -> str:
     if len(message) > _EXAMPLE_LENGTH:
         message = message[: _EXAMPLE_LENGTH - 1] + "…"
     request = f" ({error.request_id})" if error.request_id else ""
-    return escape_controls(f"{name}, e.g. prompt {result.index}{request}: {message}")
+    return escape(f"{name}, e.g. prompt {result.index}{request}: {message}")

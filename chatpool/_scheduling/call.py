@@ -24,9 +24,9 @@ class Call:
     """
 
     __slots__ = (
-        "answers_at_start", "answers_before", "attempt_cost", "attempts", "completion", "cost", "first_token",
-        "format_level", "index", "job", "last_error", "model", "most_cost", "read_timeouts", "rejected", "request",
-        "request_id", "scope", "sent_at", "signal", "started", "stream_level", "timeline", "tokens", "tries",
+        "answers_at_start", "answers_before", "attempt_cost", "attempts", "completion", "cost", "error_body",
+        "first_token", "format_level", "index", "job", "last_error", "model", "most_cost", "read_timeouts", "rejected",
+        "request", "request_id", "scope", "sent_at", "signal", "started", "stream_level", "timeline", "tokens", "tries",
         "unanswered", "usage", "value",
     )  # fmt: skip
 
@@ -51,6 +51,7 @@ class Call:
         self.first_token: float | None = None  # seconds from the latest attempt's start to its answer's first piece
         self.most_cost: float | None = None  # of one attempt, where there is a budget for it
         self.last_error: CallError | None = None
+        self.error_body: str | None = None  # of the latest attempt's reply if it failed, where there is a journal
         self.timeline: list[Attempt] = []  # the attempts that failed, and after them the one that succeeded
         self.signal: Callable[..., float | None] | None = None  # how the limits are to learn of the latest attempt
         self.scope = CancelScope()
@@ -71,7 +72,7 @@ class Call:
         self.answers_at_start = answers
         self.attempts += 1
         self.completion, self.request_id, self.signal, self.attempt_cost = None, None, None, None
-        self.first_token = None
+        self.error_body = self.first_token = None
 
     def note_first_token(self) -> None:
         """Note that the first piece of the answer has arrived."""

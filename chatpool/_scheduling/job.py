@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
-from typing import Any, Callable, Protocol
+from typing import Any, Callable, Optional, Protocol
 
 from chatpool._protocol.request_builder import Request, RequestBuilder
 from chatpool._protocol.results import Attempt, ChatResult, Parse, Retry
@@ -21,7 +21,7 @@ from chatpool.errors import CallError
 from .budgets import RunBudget
 
 Reason = Callable[[], CallError]  # makes the error of a call that is cancelled
-Record = Callable[[ChatResult, Sequence[Attempt]], None]
+Record = Callable[[ChatResult, Sequence[Attempt], Optional[str]], None]  # the last: the body of a failed reply
 
 _thread_state = threading.local()  # .job: the job whose parse this thread runs; .sends_for: see ``sending``
 
@@ -125,8 +125,13 @@ class Job:
         return os.getpid() != self._pid
 
     @property
+    def is_away(self) -> bool:
+        """Whether the waiting thread cannot send just now, though it is the one that sends."""
+        return False
+
+    @property
     def waits(self) -> dict[str, float]:
-        """Seconds that slots were empty since this job began, by cause."""
+        """Slots × seconds that the pool's calls were held back since this job began, by cause."""
         return dict(Counter(self._pool_waits) - self._waits_before)
 
     def gather(self, wanted: float, timeout: float) -> list[ChatResult]:
@@ -178,7 +183,7 @@ class Job:
     # For the scheduler.
 
     def scheduled(self, waits: Counter[str]) -> None:
-        """Note that the scheduler knows this job; ``waits``: its account of empty slots."""
+        """Note that the scheduler knows this job; ``waits``: its account of what held calls back."""
         self._pool_waits, self._waits_before = waits, Counter(waits)
 
     def may_begin(self) -> bool:
@@ -226,16 +231,25 @@ class InlineJob(Job):
 
     is_inline = True
 
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._retries: deque[Retry] = deque()  # that on_retry has not returned from
+
+    @property
+    def is_away(self) -> bool:
+        """Whether on_retry is being called, which may wait for the slot that the next attempt would occupy."""
+        return bool(self._retries)
+
     def run(self, prompt: Any, on_retry: Callable[[Retry], Any] | None) -> ChatResult:
         """Wait for the only result; ``on_retry`` is called in this thread."""
-        retries: deque[Retry] = deque()
-        self.on_retry = retries.append if on_retry is not None else None
+        self.on_retry = self._retries.append if on_retry is not None else None
         self.backend.start(self, [self.builder.request(0, prompt)])
         fresh: list[ChatResult] = []
         while not fresh:
             fresh = self.gather(1, math.inf)
-            while retries and on_retry is not None:
-                on_retry(retries.popleft())
+            while self._retries and on_retry is not None:
+                on_retry(self._retries[0])
+                self._retries.popleft()
         return fresh[0]
 
 
@@ -251,6 +265,7 @@ class FutureJob(Job):
     def may_begin(self) -> bool:
         if self.future.set_running_or_notify_cancel():
             return True
+        self._release()
         self.backend.forget(self)
         return False
 
@@ -261,12 +276,31 @@ class FutureJob(Job):
     def fail(self, bug: BaseException) -> None:
         self._finish(lambda: self.future.set_exception(bug))
 
+    def hand_over(self, task: Callable[[], None]) -> None:
+        task()  # no thread is to be had, and who waits for a Future runs nothing: better here than never
+
     def _finish(self, set_outcome: Callable[[], None]) -> None:
         future = self.future
-        if future.done() or not (future.running() or future.set_running_or_notify_cancel()):
+        if future._job is None:  # type: ignore[attr-defined]
             return
-        set_outcome()
-        future._job = None  # type: ignore[attr-defined]  # or job and future would keep each other alive
+        if future.running() or future.set_running_or_notify_cancel():  # which wakes those that wait for a cancelled one
+            set_outcome()
+        self._release()
+
+    def _release(self) -> None:
+        """Part from the Future, which has its outcome: job and Future would keep each other alive."""
+        self.future._job = None  # type: ignore[attr-defined]
+
+
+class _Condition(threading.Condition):
+    """Its ``with`` calls the lock's own methods, which are written in C, so that no signal handler runs within them.
+
+    Condition's are written in Python. Ctrl-C in the middle of ``future.done()`` could leave the lock taken, and the
+    scheduler would wait for it for ever.
+    """
+
+    __enter__ = property(lambda self: self._lock.__enter__)
+    __exit__ = property(lambda self: self._lock.__exit__)
 
 
 class _Future(Future[ChatResult]):
@@ -274,6 +308,7 @@ class _Future(Future[ChatResult]):
 
     def __init__(self, job: FutureJob) -> None:
         super().__init__()
+        self._condition = _Condition()
         self._job: FutureJob | None = job
 
     def add_done_callback(self, fn: Callable[[Future[ChatResult]], Any]) -> None:

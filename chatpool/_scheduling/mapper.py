@@ -17,9 +17,9 @@ from chatpool._protocol.results import ChatResult, PathLike, Retry
 from chatpool._protocol.summary import plural
 from chatpool.errors import ConfigurationError, PoolClosedError, add_note
 
+from .bottleneck import name_bottleneck
 from .call import unsent
 from .job import Job
-from .limits import SLOTS
 from .preload import forks_wait
 from .progress import Progress
 from .reasons import interrupted, nobody_waits, pool_closed
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 _READ_AHEAD = 4  # prompts that imap reads ahead of its consumer, for each slot
 _TICK = 0.1  # seconds between two looks at the bar
 _LONG_TICK = 0.5  # seconds; on Windows an untimed wait could not be interrupted
-_NOTABLE = 0.1  # share of the slots' time that was empty, from which on a limit is named
 
 
 class Callbacks(NamedTuple):
@@ -137,14 +136,8 @@ class Mapper:
                 bar.close()
 
     def limited_by(self, calls: int) -> str:
-        """Name the bottleneck: the limit that left most slots empty, or the slots if they were busy all the time."""
-        slots, waits = self._job.backend.slots, self._job.waits
-        waited, wall = sum(waits.values()), self.wall
-        if calls > slots and waited < _NOTABLE * slots * wall:
-            return f"{SLOTS}={slots}"
-        if waited > _NOTABLE * min(calls, slots) * wall:
-            return max(waits, key=lambda cause: waits[cause])
-        return "nothing"
+        """Name the bottleneck of so many calls."""
+        return name_bottleneck(self.waits, calls, self._job.backend.slots, self.wall)
 
     @property
     def wall(self) -> float:
@@ -153,7 +146,7 @@ class Mapper:
 
     @property
     def waits(self) -> dict[str, float]:
-        """Seconds that slots were empty though there were calls, by cause."""
+        """Slots × seconds that calls were held back, by cause."""
         return self._job.waits
 
     @contextmanager
@@ -279,7 +272,7 @@ class Mapper:
         return Answers(
             (results[index] for index in sorted(results)),
             wall=self.wall,
-            limited_by=self.limited_by(sum(result.attempts > 0 for result in results.values())),
+            limited_by=self.limited_by(sum(results[index].attempts > 0 for index in results.keys() - self.resumed)),
             waits=job.waits,
             params=self._builder.params,
             parse=job.parse,

@@ -120,7 +120,7 @@ class Sender:
             _logger.warning("prompt %d failed: %s", call.index, _describe(failure))
         result = call.result(failure)
         if call.job.record is not None:
-            call.job.record(result, call.timeline)
+            call.job.record(result, call.timeline, call.error_body)
         call.request.payload = None  # a map keeps its requests until it ends
         return result
 
@@ -193,6 +193,8 @@ class Sender:
         try:
             call.completion = completion = read(reply)
         except CallError as error:
+            if call.job.record is not None:
+                call.error_body = reply.error_body()
             if not is_refusal(error):
                 failed = functools.partial(Limits.failed, error=error)
                 accepted = functools.partial(Limits.accepted, tokens=None, announced=announced)

@@ -32,10 +32,12 @@ FLAGS = [
 QUIET = ["--disable-background-networking", "--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND"]
 
 
-def line(began, elapsed, *, tries=None, error=None, usage=None, **ours):
+def line(began, elapsed, *, tries=(), error=None, usage=None, **ours):
     """Return the parsed line of one call."""
     body = {"usage": usage} if usage else None
-    timed = {"started": began, "elapsed": elapsed, "attempts": len(tries or [1]), **({"tries": tries} if tries else {})}
+    timed = {"started": began, "elapsed": elapsed, "attempts": len(tries) or 1}
+    if len(tries):
+        timed["tries"] = tries
     return {"custom_id": "x", "response": {"body": body}, "error": error, "chatpool": {**timed, **ours}}
 
 
