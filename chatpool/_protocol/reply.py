@@ -113,7 +113,7 @@ class Reply:
 
     def error_body(self) -> str:
         """Return the body for a file: at most its first 64 kB, with the secrets removed."""
-        return self.redact(self.body[:_LONGEST_BODY].decode("utf-8", "replace"))
+        return self.redact(self._body_text(_LONGEST_BODY))
 
     def text(self) -> str:
         """Return the start of the body as one line; of a web page, its text."""
@@ -135,7 +135,10 @@ class Reply:
         raise error
 
     def _start(self) -> str:
-        return self.redact(self.body[:_START].decode("utf-8", "replace"))
+        return self.redact(self._body_text(_START))
+
+    def _body_text(self, most: int) -> str:
+        return self.body[:most].decode("utf-8", "replace")
 
     def _name(self, value: Any) -> str | None:
         return show_name(self.redact(value) if isinstance(value, str) else value)

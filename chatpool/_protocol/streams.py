@@ -13,6 +13,7 @@ from typing import Any, Callable
 
 from chatpool.errors import BadRequestError, CallError
 
+from .deltas import finished, joined_logprobs, merge
 from .error_body import find_error
 from .message import content_text
 from .reply import Reply, parse_json
@@ -22,27 +23,10 @@ from .server_sent_events import Event, EventParser
 EVENT_STREAM = "text/event-stream"
 _DONE = "[DONE]"
 _STARTS = (b"data:", b"event:")  # of an event stream; no JSON begins like this
-# Strings that are no pieces of a longer one. Some servers send them with every chunk.
-_WHOLE = frozenset({"role", "type", "format", "status", "object", "mime_type"})
 _NOT_IN_REPLIES = frozenset({"choices", "object", "obfuscation"})  # the last: random padding of OpenAI's chunks
 _NAMES_OPTIONS = re.compile(r"stream_options|include_usage", re.IGNORECASE)
 _NAMES_STREAM = re.compile(r"\bstream(ing|ed)?\b", re.IGNORECASE)
 _EMPTY: tuple[Any, ...] = (None, {}, [])
-
-
-class _Pieces(list[Any]):
-    """Text that is still being written: its pieces, joined at the end. A content may also have parts among them."""
-
-    def joined(self) -> Any:
-        if all(isinstance(piece, str) for piece in self):
-            return "".join(self)
-        parts: list[Any] = []
-        for piece in self:
-            if isinstance(piece, str) and parts and isinstance(parts[-1], str):
-                parts[-1] += piece
-            elif piece != "":
-                parts.append(piece)
-        return parts
 
 
 class StreamedAnswer:
@@ -147,12 +131,12 @@ class StreamedAnswer:
                 if isinstance(value, dict) and value:
                     self._add_delta(choice, value)
             elif name == "logprobs" and isinstance(value, dict):
-                choice[name] = _longer(choice.get(name), value)
+                choice[name] = joined_logprobs(choice.get(name), value)
             elif value not in _EMPTY or name not in choice:
                 choice[name] = value
 
     def _add_delta(self, choice: dict[str, Any], delta: dict[str, Any]) -> None:
-        _merge(choice["message"], delta)
+        merge(choice["message"], delta)
         if self._on_begin is not None and any(value for name, value in delta.items() if name != "role"):
             on_begin, self._on_begin = self._on_begin, None
             on_begin()
@@ -163,7 +147,7 @@ class StreamedAnswer:
                 self._on_text(text)
 
     def _document(self) -> dict[str, Any]:
-        choices = [_finished(self._choices[index]) for index in sorted(self._choices)]
+        choices = [finished(self._choices[index]) for index in sorted(self._choices)]
         document = {**self._fields, "object": "chat.completion", "choices": choices}
         if document.get("usage", 0) is None:
             del document["usage"]
@@ -179,14 +163,12 @@ class _StreamedReply(Reply):
         self, status: int, headers: Mapping[str, str], document: Any, problem: str | None, event: str,
         *, is_cut_off: bool, redact: Callable[[str], str], base_url: str,
     ) -> None:  # fmt: skip
-        super().__init__(status, headers, event.encode("utf-8", "replace"), redact, base_url)
-        self._json = document, problem
+        super().__init__(status, headers, b"", redact, base_url)
+        self._json, self._event = (document, problem), event
         self.is_cut_off = is_cut_off
 
-    def _start(self) -> str:
-        if not self.body:
-            self.body = json.dumps(self.document, ensure_ascii=False).encode("utf-8", "replace")
-        return super()._start()
+    def _body_text(self, most: int) -> str:
+        return (self._event or json.dumps(self.document, ensure_ascii=False))[:most]
 
 
 def is_event_stream(headers: Mapping[str, str]) -> bool:
@@ -213,106 +195,3 @@ def _error_in(text: str) -> dict[str, Any]:
 def _has_error(chunk: dict[str, Any]) -> bool:
     has_choices = "choices" in chunk
     return (not has_choices or "error" in chunk) and find_error(chunk, has_answer=has_choices) is not None
-
-
-def _longer(logprobs: Any, more: dict[str, Any]) -> dict[str, Any]:
-    """Return log probabilities with those of the next tokens at the end of each list."""
-    known: dict[str, Any] = logprobs if isinstance(logprobs, dict) else {}
-    for name, value in more.items():
-        if isinstance(value, list) and isinstance(known.get(name), list):
-            known[name] += value
-        elif value is not None or name not in known:
-            known[name] = value
-    return known
-
-
-def _merge(known: dict[str, Any], delta: dict[str, Any]) -> None:
-    """Add the fields of a delta to a message, or to a part of one."""
-    for name, value in delta.items():
-        old = known.get(name)
-        if isinstance(value, str) and name not in _WHOLE:
-            if isinstance(old, _Pieces):
-                _append(name, old, value)
-            else:
-                known[name] = _Pieces([value])
-        elif value is None:
-            known.setdefault(name, None)
-        elif name == "content" and isinstance(value, (list, dict)):
-            pieces = known[name] = old if isinstance(old, _Pieces) else _Pieces()
-            pieces.extend(value if isinstance(value, list) else [value])
-        elif isinstance(value, dict):
-            known[name] = old if isinstance(old, dict) else {}
-            _merge(known[name], value)
-        elif isinstance(value, list):
-            known[name] = old if isinstance(old, list) else []
-            _merge_list(name, known[name], value)
-        else:
-            known[name] = value
-
-
-def _append(name: str, pieces: _Pieces, value: str) -> None:
-    """Add a piece of text. Ids and names come whole; some servers send them again with each chunk."""
-    if name == "id":
-        if not pieces.joined():
-            pieces[:] = [value]
-    elif name != "name" or value != pieces.joined():
-        pieces.append(value)
-
-
-def _merge_list(name: str, known: list[Any], parts: list[Any]) -> None:
-    """Add the parts of a list: those with an index to the part that has it, others at the end."""
-    for part in parts:
-        is_call = name == "tool_calls"
-        if not isinstance(part, dict) or not (is_call or isinstance(part.get("index"), int)):
-            known.append(part)
-            continue
-        place = _place_of_call(known, part) if is_call else _place(known, part)
-        if place is None:
-            known.append({})
-            place = -1
-        _merge(known[place], part)
-
-
-def _place(known: list[Any], part: dict[str, Any]) -> int | None:
-    index = part["index"]
-    return next((place for place, old in enumerate(known) if isinstance(old, dict) and old.get("index") == index), None)
-
-
-def _place_of_call(known: list[dict[str, Any]], part: dict[str, Any]) -> int | None:
-    """Return the place of the tool call that a part belongs to; None if it is a new one.
-
-    Gemini sends calls without an index, and some gateways give index 0 to all of them: then a new id with a name
-    begins a new call. vLLM once sent a new id with every piece, but the name only with the first.
-    """
-    call_id, function = part.get("id"), part.get("function")
-    is_named = isinstance(function, dict) and bool(function.get("name"))
-    latest = len(known) - 1 if known else None
-    place = _place(known, part) if isinstance(part.get("index"), int) else latest
-    if place is None or not call_id or not is_named:
-        return place
-    same = next((at for at, old in enumerate(known) if _text(old.get("id")) == call_id), None)
-    return same if same is not None or _text(known[place].get("id")) else place
-
-
-def _text(value: Any) -> Any:
-    return value.joined() if isinstance(value, _Pieces) else value
-
-
-def _finished(choice: dict[str, Any]) -> dict[str, Any]:
-    """Return a choice as it is without streaming."""
-    whole: dict[str, Any] = _joined(choice)
-    message = whole["message"]
-    calls = message.get("tool_calls")
-    for call in calls if isinstance(calls, list) else ():
-        if isinstance(call, dict):
-            call.pop("index", None)
-    whole["message"] = {"role": "assistant", "content": None, **message} if message else {}
-    return whole
-
-
-def _joined(value: Any) -> Any:
-    if isinstance(value, _Pieces):
-        return value.joined()
-    if isinstance(value, dict):
-        return {name: _joined(part) for name, part in value.items()}
-    return [_joined(part) for part in value] if isinstance(value, list) else value
