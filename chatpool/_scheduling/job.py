@@ -80,6 +80,8 @@ class Job:
     """
 
     is_inline = False  # whether the waiting thread makes the calls itself
+    has_delivered = False  # pieces of the answer are with the user, so that no other attempt can be made
+    deliver: Callable[[str], None] | None = None  # takes the pieces of the answer as they arrive
 
     def __init__(
         self,

@@ -12,7 +12,6 @@ import requests
 
 from chatpool import AuthenticationError, CallError, ChatPool, ConfigurationError, DeadlineError, NotSentError
 from chatpool._http import keys
-from chatpool._http.cancel import CancelScope
 from chatpool.testing import FakeChatServer, Reply
 from tests.conftest import wait_until
 
@@ -91,22 +90,6 @@ def test_first_key_may_have_expired(server):
     key = Keys("an-expired-key", "key-number-1")
     with make_pool(server, key) as pool:
         assert pool.map(["a"] * 30, deadline=20) == ["a"] * 30
-    assert key.asked == 2
-
-
-def test_two_threads_that_meet_a_401_ask_once(monkeypatch):
-    """One of them is stopped between its look at the key and its question; meanwhile the other has its answer."""
-    key = Keys("the-same-key")
-    source, scope = keys.KeySource(key), CancelScope()
-    source.key(scope)
-    renewed = source._renewed
-
-    def overtaken(version, scope):
-        renewed(version, scope)
-        return renewed(version, scope)
-
-    monkeypatch.setattr(source, "_renewed", overtaken)
-    assert not source.renew(scope)
     assert key.asked == 2
 
 
