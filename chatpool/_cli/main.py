@@ -222,8 +222,8 @@ def _add_fake_server(commands: Any) -> None:
     parser = commands.add_parser(
         "fake-server",
         help="serve a chat API on this machine that echoes every prompt",
-        description="Serve a fake chat API on 127.0.0.1 until Ctrl-C, to test programs in any language. It echoes every "
-        "prompt, or replies with a random value of the JSON schema that a request asks for.",
+        description="Serve a fake chat API on 127.0.0.1 until Ctrl-C, to test programs in any language. It echoes "
+        "every prompt, or replies with a random value of the JSON schema that a request asks for.",
         epilog="examples:\n  chatpool fake-server --port 8080\n"
         "  chatpool fake-server --port 8080 --latency 0.3 --error-rate 0.05 --rpm 600 --key sk-test\n"
         "  chatpool run prompts.txt --text --base-url http://127.0.0.1:8080/v1",

@@ -14,7 +14,7 @@ _DEEPEST = 20  # levels of a recursive schema
 
 
 def answer_of_its_type(request: Request) -> AnyReply:
-    """Reply with a value of the schema that the request asks for, the same for the same prompt; else echo the prompt."""
+    """Reply with a value of the schema that a request asks for, the same for equal prompts; else echo the prompt."""
     wanted = request.body.get("response_format")
     inner = wanted.get("json_schema") if isinstance(wanted, dict) else None
     schema = inner.get("schema") if isinstance(inner, dict) else None
