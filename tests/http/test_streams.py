@@ -27,47 +27,9 @@ from chatpool import (
     Usage,
 )
 from chatpool.testing import End, FakeChatServer, Raw, Reply
+from tests.streaming import CHUNKED, DONE, HEAD, HELLO, USAGE, chunk, coded, delta, hello, stream
 
 IDLE, GRACE = 0.3, 1.0  # seconds: the idle timeout, and how late an abort may be
-HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
-CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
-DONE = b"data: [DONE]\n\n"
-USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
-
-
-def chunk(**fields):
-    """Return an event with a chunk of an answer."""
-    return b"data: " + json.dumps({"id": "chatcmpl-1", "object": "chat.completion.chunk", **fields}).encode() + b"\n\n"
-
-
-def delta(text, reason=None, **more):
-    return chunk(choices=[{"index": 0, "delta": {"content": text, **more}, "finish_reason": reason}])
-
-
-HELLO = [
-    delta("", role="assistant"),
-    delta("Hel"),
-    delta("lo"),
-    delta("", "stop"),
-    chunk(choices=[], usage=USAGE),
-    DONE,
-]
-
-
-def hello(name):
-    """Return the answer with another id: a reply that is the one before once more would not be believed."""
-    return [part.replace(b"chatcmpl-1", b"chatcmpl-" + name.encode()) for part in HELLO]
-
-
-def coded(data):
-    """Return a chunk of the chunked transfer coding."""
-    return b"%x\r\n%s\r\n" % (len(data), data)
-
-
-def stream(*parts, end=End.KEEP):
-    """Return a reply that sends each part in a chunk of its own; a number is a wait."""
-    steps = [coded(part) if isinstance(part, bytes) else part for part in parts]
-    return Raw([CHUNKED, *steps, *([b"0\r\n\r\n"] if end is End.KEEP else []), end])
 
 
 @pytest.fixture
