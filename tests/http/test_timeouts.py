@@ -218,6 +218,23 @@ def test_threads_that_cannot_be_started(server, monkeypatch):
             assert pool.map([str(n) for n in range(30)]) == [str(n) for n in range(30)]
 
 
+def test_calls_leave_nothing_behind_where_threads_are_few(server, monkeypatch):
+    """Not every call tries to start one more, which would leave a task in the executor's queue."""
+    start, left = threading.Thread.start, [2]
+
+    def refuse(thread):
+        if "worker" in thread.name:
+            left[0] -= 1
+            if left[0] < 0:
+                raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with ChatPool(8, base_url=server.url) as pool:
+        pool.map(["a"] * 400)
+        assert pool._engine()._scheduler._workers._executor._work_queue.qsize() < 20
+
+
 @pytest.mark.parametrize("name", ["worker", "callback"])
 def test_without_threads_nothing_waits_for_ever(server, monkeypatch, name):
     """The caller sends, within the time limits; what a Future waits for is done by the scheduler."""
