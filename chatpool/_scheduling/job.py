@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import math
 import os
 import threading
@@ -112,7 +113,7 @@ class Job:
         self._pool_waits: Mapping[str, float] = {}
         # Filled by the scheduler, emptied by the waiting thread.
         self._settled: deque[ChatResult] = deque()
-        self._tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._tasks: SimpleQueue[functools.partial[None]] = SimpleQueue()
         self._event: SimpleQueue[None] = SimpleQueue()
         self._wanted = math.inf
 
@@ -204,10 +205,18 @@ class Job:
         """Wake the waiting thread."""
         self._event.put(None)
 
-    def hand_over(self, task: Callable[[], None]) -> None:
-        """Have the waiting thread run a task."""
+    def hand_over(self, task: functools.partial[None]) -> None:
+        """Have the waiting thread run a task; its argument is the call."""
         self._tasks.put(task)
         self.wake()
+
+    def take_handed_over(self) -> set[Any]:
+        """Return the calls of the tasks that the waiting thread left behind."""
+        calls: set[Any] = set()
+        with contextlib.suppress(Empty):
+            while True:
+                calls.update(self._tasks.get_nowait().args)
+        return calls
 
     @property
     def parses_itself(self) -> bool:
@@ -274,7 +283,7 @@ class FutureJob(Job):
     def fail(self, bug: BaseException) -> None:
         self._finish(lambda: self.future.set_exception(bug))
 
-    def hand_over(self, task: Callable[[], None]) -> None:
+    def hand_over(self, task: functools.partial[None]) -> None:
         task()  # no thread is to be had, and who waits for a Future runs nothing: better here than never
 
     def _finish(self, set_outcome: Callable[[], None]) -> None:
