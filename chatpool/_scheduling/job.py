@@ -145,14 +145,17 @@ class Job:
         # the two sees the other. An event too many only ends a wait early.
         self._wanted = wanted
         if self.bug is None and len(self._settled) < wanted:
-            with contextlib.suppress(Empty):
-                self._event.get(timeout=min(timeout, threading.TIMEOUT_MAX))
+            self._wait(min(timeout, threading.TIMEOUT_MAX))
         self._wanted = math.inf
         while not self._tasks.empty():
             self._tasks.get()()
         if self.bug is not None:
             raise self.bug
         return self.take_settled()
+
+    def _wait(self, timeout: float) -> None:
+        with contextlib.suppress(Empty):
+            self._event.get(timeout=timeout)
 
     def take_settled(self) -> list[ChatResult]:
         """Return the results that nobody gathered yet, and put them into ``results``."""
@@ -246,6 +249,10 @@ class InlineJob(Job):
     def is_away(self) -> bool:
         """Whether on_retry is being called, which may wait for the slot that the next attempt would occupy."""
         return bool(self._retries)
+
+    def _wait(self, timeout: float) -> None:
+        # A signal handler that comes now must not wait for the slot that this thread is about to get.
+        send_for(self.backend, functools.partial(super()._wait, timeout))
 
     def run(self, prompt: Any, on_retry: Callable[[Retry], Any] | None) -> ChatResult:
         """Wait for the only result; ``on_retry`` is called in this thread."""
