@@ -105,6 +105,8 @@ class Scheduler(Actor):
         if job.is_inline:  # its thread has left, perhaps in the middle of a request
             for call in self._in_flight & state.calls:
                 self._leave_wire(call)
+        for call in job.take_handed_over() & self._in_flight:
+            self._leave_wire(call)
         self.cancel(job, nobody_waits)
         if self._jobs.pop(job, None) is not None:
             state.queues.clear()  # a queue knows its state, and this circle would keep the pool alive
