@@ -113,6 +113,7 @@ class Job:
         self._parses_itself = self.is_inline or self.outer is not None
         self._waits_before: Counter[str] = Counter()
         self._pool_waits: Mapping[str, float] = {}
+        self.limit_figures: Callable[[], dict[str, str]] = dict  # the server's limits in words, by what waits for them
         # Filled by the scheduler, emptied by the waiting thread.
         self._settled: deque[ChatResult] = deque()
         self._tasks: SimpleQueue[functools.partial[None]] = SimpleQueue()
@@ -191,9 +192,10 @@ class Job:
 
     # For the scheduler.
 
-    def scheduled(self, waits: Counter[str]) -> None:
+    def scheduled(self, waits: Counter[str], limit_figures: Callable[[], dict[str, str]] = dict) -> None:
         """Note that the scheduler knows this job; ``waits``: its account of what held calls back."""
         self._pool_waits, self._waits_before = waits, Counter(waits)
+        self.limit_figures = limit_figures
 
     def may_begin(self) -> bool:
         """Return whether its next call may begin."""

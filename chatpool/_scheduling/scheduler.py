@@ -175,7 +175,7 @@ class Scheduler(Actor):
 
     def _add_job(self, job: Job) -> JobState:
         state = self._jobs[job] = JobState(job, self._size)
-        job.scheduled(self._bottleneck.waits)
+        job.scheduled(self._bottleneck.waits, self._limits.figures)
         self._deadlines.add(job)
         if job.outer is not None:
             job.outer.backend.adopt(job.outer, job)
