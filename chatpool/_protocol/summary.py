@@ -71,9 +71,10 @@ class Summary:
     def format(self, wall: float, limited_by: str) -> list[str]:
         """Return the lines. ``wall``: seconds that the run took; ``limited_by``: its bottleneck."""
         spent, times = list(self._spent()), [self._latencies(), f"bottleneck: {limited_by}"]
-        lines = _wrap_parts([*spent, *times], 3)
-        if len(_wrap_parts(spent, 3)) == 1 or len(lines) > 2:  # else two lines have room for all, and failures for more
-            lines = [*_wrap_parts(spent, 2), *_wrap_parts(times, 1)]
+        lines = [*_wrap_parts(spent, 2), *_wrap_parts(times, 1)]
+        together = _wrap_parts([*spent, *times], _MOST_LINES)
+        if len(together) < len(lines):  # more room for failures
+            lines = together
         return [self._counts(wall), *lines, *self._failures(_MOST_LINES - 1 - len(lines))]
 
     def _add_costs(self, result: ChatResult) -> None:
@@ -105,7 +106,8 @@ class Summary:
         yield f"requests: {self._sent:,}, {plural(self._retries, 'retry', 'retries')}"
         if self._unanswered:
             yield f"stopped waiting for {self._unanswered:,}, which may be charged"
-        yield f"tokens: {usage.prompt_tokens:,} in, {usage.completion_tokens:,} out, {usage.total_tokens:,} total"
+        if usage.total_tokens or self.answered:
+            yield f"tokens: {usage.prompt_tokens:,} in, {usage.completion_tokens:,} out, {usage.total_tokens:,} total"
         if self._cost is not None:
             yield f"cost: {show_cost(self._cost)}"
         if self._truncated:
