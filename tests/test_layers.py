@@ -28,7 +28,10 @@ LAYERS = [
     {"report", "__main__"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
-HTTP = {f"_http/{name}" for name in ("session", "environment", "pools", "connections", "tls", "fast_path", "failures")}
+HTTP = {
+    f"_http/{name}"
+    for name in ("session", "reading", "environment", "pools", "connections", "tls", "fast_path", "failures")
+}
 HOMES = {
     "requests": HTTP,
     "urllib3": HTTP,

@@ -123,6 +123,8 @@ def _own_fields(result: ChatResult, key: Key, timeline: Sequence[Attempt]) -> di
     if error is not None:  # right after the hash, where parse_head looks for it
         fields.update(error=type(error).__name__, message=str(error), code=error.code, status_code=error.status_code)
     fields.update(started=round(time.time() - result.elapsed, 3), elapsed=round(result.elapsed, 6))
+    if result.first_token is not None:
+        fields["first_token"] = round(result.first_token, 6)
     fields.update(Spending.of(result).fields())
     if timeline:
         fields["tries"] = [
@@ -204,7 +206,12 @@ def result_of(document: Mapping[str, Any], index: int, prompt: Any) -> ChatResul
         error=error,
         cost=spent.cost,
         unanswered=spent.unanswered,
+        first_token=_seconds(own.get("first_token")),
     )
+
+
+def _seconds(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) else None
 
 
 def _error_of(document: Mapping[str, Any], *, request_id: str | None) -> CallError:

@@ -16,8 +16,8 @@ from requests.cookies import RequestsCookieJar
 from requests.utils import get_encoding_from_headers
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-from .cancel import CancelScope
-from .connections import KEEP_ALIVE, AbortableHTTPConnection, AbortableHTTPSConnection, current
+from .cancel import CancelScope, current
+from .connections import KEEP_ALIVE, AbortableHTTPConnection, AbortableHTTPSConnection
 from .fast_path import FastResponse, build_head, is_enabled
 from .repeats import Repeats, is_harmful
 from .tls import Contexts

@@ -74,9 +74,14 @@ class Answers(list[Optional[_T]]):
         """Return a dict for each prompt, for ``pandas.DataFrame`` or a CSV file: plain values, no exceptions.
 
         Its keys: index, prompt, answer, error (its class and message), finish_reason, prompt_tokens, completion_tokens,
-        cached_tokens, reasoning_tokens, cost (dollars), attempts, elapsed (seconds).
+        cached_tokens, reasoning_tokens, cost (dollars), attempts, elapsed (seconds); first_token (seconds) if an answer
+        was streamed.
         """
-        return [_record_of(result) for result in self.results]
+        records = [_record_of(result) for result in self.results]
+        if any(result.first_token is not None for result in self.results):
+            for record, result in zip(records, self.results):
+                record["first_token"] = result.first_token
+        return records
 
     def raise_for_failures(self) -> None:
         """Raise the first failure, if there is one; its message includes the number of failures.

@@ -36,6 +36,7 @@ class Summary:
         self._cost: float | None = None
         self._resumed_cost: float | None = None
         self._seconds = array("d")  # for each answer
+        self._first_tokens = array("d")  # seconds to the first piece of each answer that was streamed
         self._causes: Counter[tuple[Any, ...]] = Counter()
         self._examples: dict[tuple[Any, ...], str] = {}
         self._request_ids: dict[tuple[Any, ...], str] = {}  # in those
@@ -62,6 +63,8 @@ class Summary:
         if not is_resumed:
             self._new_answers += 1
             self._seconds.append(result.elapsed)
+            if result.first_token is not None:
+                self._first_tokens.append(result.first_token)
 
     def add_replaced(self, result: ChatResult) -> None:
         """Count what a failed call took that was made again; its prompt is counted with its new result."""
@@ -112,6 +115,8 @@ class Summary:
             yield f"cost: {show_cost(self._cost)}"
         if self._truncated:
             yield f"truncated answers: {self._truncated:,}"
+        if self._first_tokens:
+            yield f"first token: {_median_and_p95(self._first_tokens)}"
         if self._resumed_usage.total_tokens:
             cost = "" if self._resumed_cost is None else f", {show_cost(self._resumed_cost)}"
             yield f"resumed: {self._resumed_usage.total_tokens:,} tokens{cost}"
@@ -125,9 +130,7 @@ class Summary:
     def _latencies(self) -> str:
         if not self._seconds:
             return "no new answer"
-        seconds = sorted(self._seconds)
-        median, high = (seconds[min(len(seconds) - 1, int(share * len(seconds)))] for share in (0.5, 0.95))
-        return f"median {median:.2f} s, p95 {high:.2f} s"
+        return _median_and_p95(self._seconds)
 
     def _failures(self, room: int) -> list[str]:
         """Return a line for each cause, and more lines for the first if there is room; the last one for the rest."""
@@ -144,6 +147,12 @@ class Summary:
             rest = sum(count for _, count in causes[len(shown) :])
             lines.append(f"  {rest:,} × other errors, see {self._where}")
         return lines
+
+
+def _median_and_p95(values: array[float]) -> str:
+    seconds = sorted(values)
+    median, high = (seconds[min(len(seconds) - 1, int(share * len(seconds)))] for share in (0.5, 0.95))
+    return f"median {median:.2f} s, p95 {high:.2f} s"
 
 
 def plural(count: int, noun: str, nouns: str = "") -> str:

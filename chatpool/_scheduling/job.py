@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Any, Callable, Optional, Protocol
@@ -23,16 +23,17 @@ from .budgets import RunBudget
 Reason = Callable[[], CallError]  # makes the error of a call that is cancelled
 Record = Callable[[ChatResult, Sequence[Attempt], Optional[str]], None]  # the last: the body of a failed reply
 
-_thread_state = threading.local()  # .job: the job whose parse this thread runs; .sends_for: see ``sending``
+# .job: the job whose parse this thread runs; .sends_for: see ``send_for``. Each is set by a function and not by a
+# context manager, whose ``__enter__`` and ``__exit__`` Ctrl-C can interrupt.
+_thread_state = threading.local()
 
 
-@contextlib.contextmanager
-def sending(backend: object) -> Iterator[None]:
-    """Mark this thread as one that makes a request for a backend."""
+def send_for(backend: object, send: Callable[[], None]) -> None:
+    """Run what makes a request for a backend, with this thread marked as one that does."""
     before = getattr(_thread_state, "sends_for", None)
     _thread_state.sends_for = backend
     try:
-        yield
+        send()
     finally:
         _thread_state.sends_for = before
 
@@ -79,6 +80,8 @@ class Job:
     """
 
     is_inline = False  # whether the waiting thread makes the calls itself
+    takes_pieces = False  # of the answer, as they arrive
+    has_delivered = False  # pieces are with the user, so that no other attempt can be made
 
     def __init__(
         self,
@@ -132,13 +135,17 @@ class Job:
         """Seconds in which the pool's calls were held back since this job began, by cause."""
         return dict(Counter(self._pool_waits) - self._waits_before)
 
+    def check_process(self) -> None:
+        """Raise RuntimeError in a forked child."""
+        if self.is_inherited:
+            raise RuntimeError("these calls belong to the parent process; map the prompts again in this one")
+
     def gather(self, wanted: float, timeout: float) -> list[ChatResult]:
         """Wait until so many results are there or the time is over; return the new ones. Raises ``bug``.
 
         They stay in ``results``, so that none is lost if Ctrl-C comes before the caller has put them away.
         """
-        if self.is_inherited:
-            raise RuntimeError("these calls belong to the parent process; map the prompts again in this one")
+        self.check_process()
         # Set before the look at what is there: the scheduler adds first and looks at ``_wanted`` then, so that one of
         # the two sees the other. An event too many only ends a wait early.
         self._wanted = wanted
@@ -199,6 +206,10 @@ class Job:
         self.bug = self.bug or bug
         self.wake()
 
+    def deliver(self, piece: str) -> None:
+        """Hand a piece of the answer to the waiting thread."""
+        raise NotImplementedError
+
     def wake(self) -> None:
         """Wake the waiting thread."""
         self._event.put(None)
@@ -213,13 +224,12 @@ class Job:
         """Whether the waiting thread runs ``parse``."""
         return self._parses_itself
 
-    @contextlib.contextmanager
-    def entered(self) -> Iterator[None]:
-        """Mark this thread as one that runs the job's ``parse``: jobs made by it are this one's inner jobs."""
+    def enter(self, run_parse: Callable[[], None]) -> None:
+        """Run the job's ``parse``, with this thread marked: jobs made by it are this one's inner jobs."""
         before = getattr(_thread_state, "job", None)
         _thread_state.job = self
         try:
-            yield
+            run_parse()
         finally:
             _thread_state.job = before
 
