@@ -35,6 +35,7 @@ class Summary:
         self._usage = self._resumed_usage = Usage()
         self._cost: float | None = None
         self._resumed_cost: float | None = None
+        self._uncosted = 0  # prompts with tokens, but without a price for their model
         self._seconds = array("d")  # for each answer
         self._first_tokens = array("d")  # seconds to the first piece of each answer that was streamed
         self._causes: Counter[tuple[Any, ...]] = Counter()
@@ -87,6 +88,7 @@ class Summary:
         if result.usage is not None:
             self._usage += result.usage
         self._cost = _sum(self._cost, result.cost)
+        self._uncosted += result.cost is None and result.usage is not None
 
     def _add_failure(self, result: ChatResult, error: CallError) -> None:
         cause = (type(error), error.status_code, error.code)
@@ -112,7 +114,8 @@ class Summary:
         if usage.total_tokens or self.answered:
             yield f"tokens: {usage.prompt_tokens:,} in, {usage.completion_tokens:,} out, {usage.total_tokens:,} total"
         if self._cost is not None:
-            yield f"cost: {show_cost(self._cost)}"
+            rest = f", unknown for {plural(self._uncosted, 'prompt')}" if self._uncosted else ""
+            yield f"cost: {show_cost(self._cost)}{rest}"
         if self._truncated:
             yield f"truncated answers: {self._truncated:,}"
         if self._first_tokens:

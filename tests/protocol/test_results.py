@@ -89,6 +89,13 @@ def test_summary_counts_requests_that_may_be_charged_without_an_answer():
     )
 
 
+def test_summary_says_for_how_many_prompts_the_cost_is_unknown():
+    """Their model has no price."""
+    summary = Answers([replace(good(0), cost=0.5), good(1), good(2)]).summary()
+    assert "cost: $0.5000, unknown for 2 prompts" in summary
+    assert "unknown" not in Answers([replace(good(0), cost=0.5)]).summary()
+
+
 def test_summary_of_nothing():
     assert "0 prompts: 0 answered, 0 failed" in Answers([]).summary()
     assert "no new answer" in Answers([]).summary()
