@@ -52,6 +52,11 @@ def digest_of(path: str, body: Mapping[str, Any]) -> str:
     return hashlib.sha256(f"{path}\n{canonical}".encode("ascii")).hexdigest()[:32]
 
 
+def hash64(name: str) -> int:
+    """Return a hash of 64 bits."""
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
 def line_of(result: ChatResult, key: Key, timeline: Sequence[Attempt] = (), error_body: str | None = None) -> bytes:
     """Return the line for a result, with its newline.
 
@@ -69,6 +74,13 @@ def line_of(result: ChatResult, key: Key, timeline: Sequence[Attempt] = (), erro
         "chatpool": _own_fields(result, key, timeline),
     }
     return _encode(document)
+
+
+def copy_of(document: Mapping[str, Any], key: Key) -> bytes:
+    """Return the line for an equal request that was not sent: the same reply or error, at no attempt and in no time."""
+    own = {name: value for name, value in document["chatpool"].items() if name != "tries"}
+    own.update(attempts=0, elapsed=0.0)
+    return _encode({**document, "id": _new_id(), "custom_id": key.custom_id, "chatpool": own})
 
 
 def _new_id() -> str:

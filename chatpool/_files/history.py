@@ -117,7 +117,7 @@ class History:
     """All runs of one journal. Every line is a finished call; the one that counts gives its prompt's outcome."""
 
     def __init__(self) -> None:
-        self.requests = 0
+        self.requests = self.copies = 0
         self.latencies = array("d")  # seconds from a prompt's first attempt to its answer, waits included
         self.failures: Counter[Cause] = Counter()  # of prompts
         self.examples: dict[Cause, str] = {}  # the first message of each cause
@@ -128,11 +128,14 @@ class History:
     @property
     def prompts(self) -> int:
         """The number of prompts."""
-        return len(self.latencies) + sum(self.failures.values())
+        return len(self.latencies) + sum(self.failures.values()) + self.copies
 
     def add(self, document: Mapping[str, Any], *, counts: bool) -> None:
         """Add a line. ``counts``: whether it gives its prompt's outcome."""
         own = document["chatpool"]
+        if counts and not own["attempts"] and own["elapsed"] == 0:  # a copy for an equal prompt, which was not sent
+            self.copies += 1
+            return
         self.requests += int(_number(own["attempts"]))
         began, elapsed = _number(own["started"]), _number(own["elapsed"])
         self.calls.add(began, began + elapsed)

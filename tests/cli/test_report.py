@@ -118,14 +118,14 @@ def test_history_counts_attempts_rate_limits_and_tokens():
 
 
 def test_line_that_counts_gives_the_outcome(server, pool, tmp_path):
-    """A prompt that a later run answered is not a failure; its failed request is still counted."""
+    """A prompt that a later run answered is not a failure, and its old line is gone."""
     path = tmp_path / "run.jsonl"
     server.script("b", Reply(status=400), Reply("better"))
     pool.map(["a", "b"], journal=path)
     assert sum(read_history(path).failures.values()) == 1
     pool.map(["a", "b"], journal=path)
     history = read_history(path)
-    assert (history.prompts, len(history.latencies), history.requests) == (2, 2, 3)
+    assert (history.prompts, len(history.latencies), history.requests) == (2, 2, 2)
     assert not history.failures
 
 
