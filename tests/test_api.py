@@ -93,7 +93,7 @@ def test_constructor_takes_only_max_workers_by_position():
     assert [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY] == ["max_workers"]
     assert {p.name: p.default for p in parameters} == {
         "max_workers": 20, "model": None, "api_key": None, "base_url": None, "system": None,
-        "params": None, "headers": None, "timeout": (5, 600), "max_tries": 6, "max_time": None, "max_wait": 60,
+        "params": None, "headers": None, "timeout": (5, 600), "idle_timeout": None, "max_tries": 6, "max_time": None, "max_wait": 60,
         "requests_per_minute": None, "tokens_per_minute": None, "prices": None, "session": None, "progress": None,
         "on_retry": None, "on_result": None,
     }  # fmt: skip

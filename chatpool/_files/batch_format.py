@@ -14,13 +14,15 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from chatpool._protocol.replies import recall_completion
 from chatpool._protocol.requests import CHAT_PATH, path_of, plain_number
-from chatpool._protocol.results import Attempt, ChatResult
+from chatpool._protocol.results import Attempt, ChatResult, Usage
 from chatpool.errors import CallError, class_named
+
+from .runs import Spending, spending_of
 
 LINE_START = b'{"id": "'
 ID_PREFIX = b"chatpool-"
@@ -31,6 +33,7 @@ _NO_ERROR = b', "error": null'
 # Line ends to Python's splitlines and to other tools, but not to JSON.
 _LINE_ENDS = re.compile("[\x85\u2028\u2029]")
 _SUCCESS = range(200, 300)
+_COPIED = ("hash", "error", "message", "code", "status_code", "started")  # our fields that a copy of a line has, too
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=plain_number)
 _encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
@@ -57,10 +60,17 @@ def hash64(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
-def line_of(result: ChatResult, key: Key, timeline: Sequence[Attempt] = (), error_body: str | None = None) -> bytes:
+def line_of(
+    result: ChatResult,
+    key: Key,
+    timeline: Sequence[Attempt] = (),
+    error_body: str | None = None,
+    run: Mapping[str, Any] | None = None,
+) -> bytes:
     """Return the line for a result, with its newline.
 
     ``timeline``: the call's attempts, if any of them failed. ``error_body``: of the reply that ended it, if it failed.
+    ``run``: further fields, about the run.
     As the Batch API has it, an error status is a ``response``, and ``error`` is for a call without a reply, or with a
     reply that is not an answer.
     """
@@ -71,15 +81,15 @@ def line_of(result: ChatResult, key: Key, timeline: Sequence[Attempt] = (), erro
         "custom_id": key.custom_id,
         "response": response,
         "error": {"code": error.code or type(error).__name__, "message": str(error)} if error and is_shown else None,
-        "chatpool": _own_fields(result, key, timeline),
+        "chatpool": {**_own_fields(result, key, timeline), **(run or {})},
     }
     return _encode(document)
 
 
 def copy_of(document: Mapping[str, Any], key: Key) -> bytes:
-    """Return the line for an equal request that was not sent: the same reply or error, at no attempt and in no time."""
-    own = {name: value for name, value in document["chatpool"].items() if name != "tries"}
-    own.update(attempts=0, elapsed=0.0)
+    """Return the line for an equal request that was not sent: the same reply or error, at no cost and in no time."""
+    own = {name: value for name, value in document["chatpool"].items() if name in _COPIED}
+    own.update(attempts=0, elapsed=0.0, usage=asdict(Usage()), copy=True)
     return _encode({**document, "id": _new_id(), "custom_id": key.custom_id, "chatpool": own})
 
 
@@ -125,9 +135,10 @@ def _own_fields(result: ChatResult, key: Key, timeline: Sequence[Attempt]) -> di
     fields: dict[str, Any] = {"hash": key.digest}
     if error is not None:  # right after the hash, where parse_head looks for it
         fields.update(error=type(error).__name__, message=str(error), code=error.code, status_code=error.status_code)
-    fields.update(
-        attempts=result.attempts, started=round(time.time() - result.elapsed, 3), elapsed=round(result.elapsed, 6)
-    )
+    fields.update(started=round(time.time() - result.elapsed, 3), elapsed=round(result.elapsed, 6))
+    if result.first_token is not None:
+        fields["first_token"] = round(result.first_token, 6)
+    fields.update(Spending.of(result).fields())
     if timeline:
         fields["tries"] = [
             {"began": round(began, 3), "ended": round(ended, 3), "error": name} for began, ended, name in timeline
@@ -190,6 +201,7 @@ def result_of(document: Mapping[str, Any], index: int, prompt: Any) -> ChatResul
     own, response = document["chatpool"], document["response"] or {}
     completion = recall_completion(response.get("body"), is_chat=path_of(prompt) == CHAT_PATH)
     error = None if is_answer(document) else _error_of(document, request_id=response.get("request_id") or None)
+    spent = spending_of(document)
     if error is None and completion is None:
         return None
     return ChatResult(
@@ -199,13 +211,20 @@ def result_of(document: Mapping[str, Any], index: int, prompt: Any) -> ChatResul
         value=completion.text if completion and error is None else None,
         reasoning=completion.reasoning if completion else None,
         finish_reason=completion.finish_reason if completion else None,
-        usage=completion.usage if completion else None,
+        usage=spent.usage if spent.usage != Usage() else None,
         response=completion.response if completion else None,
         request_id=response.get("request_id") or None,
-        attempts=int(own.get("attempts", 1)),
+        attempts=spent.attempts,
         elapsed=float(own.get("elapsed", 0.0)),
         error=error,
+        cost=spent.cost,
+        unanswered=spent.unanswered,
+        first_token=_seconds(own.get("first_token")),
     )
+
+
+def _seconds(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) else None
 
 
 def _error_of(document: Mapping[str, Any], *, request_id: str | None) -> CallError:

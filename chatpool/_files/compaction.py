@@ -12,8 +12,9 @@ from array import array
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO, Callable
 
-from .batch_format import Key, parse_head
+from .batch_format import Key, parse_head, parse_line
 from .permissions import PRIVATE
+from .runs import carried, with_ends
 
 # Hashes of a line's group and of its request, and whether this request may replace another one of the group.
 Group = tuple[int, int, bool]
@@ -28,12 +29,15 @@ def compact(
     """Remove the lines of a journal that a later one replaced: one line of each group stays.
 
     It is the last good line of the group's latest request, or its last line; an older request's answer belongs to
-    another prompt. ``reader``: the journal, of which the first ``end`` bytes count. Raises OSError, and leaves the file
-    as it was.
+    another prompt. The last line gets what the removed ones say about their runs, so that no request or token is lost
+    to a report. ``reader``: the journal, of which the first ``end`` bytes count. Raises OSError, and leaves the file as
+    it was.
     """
     kept, count = _counting_lines(reader, end, group_of)
     if len(kept) < count:
-        replace_file(path, _lines_at(reader, end, kept), before_move)
+        removed = map(parse_line, _lines_at(reader, end, kept, others=True))
+        ends = carried(document for document in removed if document is not None)
+        replace_file(path, with_ends(_lines_at(reader, end, kept), ends), before_move)
 
 
 def replace_file(path: str, pieces: Iterable[bytes], before_move: Callable[[], None] = lambda: None) -> None:
@@ -108,13 +112,15 @@ def _counting_lines(reader: BinaryIO, end: int, group_of: Callable[[Key], Group]
     return array("Q", sorted(entry >> 1 for entry in entries.values())), count
 
 
-def _lines_at(reader: BinaryIO, end: int, offsets: array[int]) -> Iterator[bytes]:
+def _lines_at(reader: BinaryIO, end: int, offsets: array[int], *, others: bool = False) -> Iterator[bytes]:
+    """Yield the lines at these offsets, which are in order, or all ``others``."""
     rest = iter(offsets)
-    wanted = next(rest, None)
+    listed = next(rest, None)
     for offset, line in _lines(reader, end):
-        if offset == wanted:
+        if (offset == listed) != others:
             yield line
-            wanted = next(rest, None)
+        if offset == listed:
+            listed = next(rest, None)
 
 
 def _lines(reader: BinaryIO, end: int) -> Iterator[tuple[int, bytes]]:

@@ -28,6 +28,7 @@ from chatpool.errors import JournalError
 from .batch_format import ID_PREFIX, LINE_START, Key, hash64, key_of, load, parse_head, parse_line
 from .compaction import Group, compact, remove_remains
 from .permissions import PRIVATE, make_private
+from .runs import ends_suffix
 from .sync import Syncer
 
 try:
@@ -37,6 +38,7 @@ except ImportError:  # Windows has no such locks
 
 _FIRST_PIECE = 2**16  # bytes, read to see whether a file is a journal
 _MAX_LINE = 2**28  # bytes; four times the largest answer that is accepted
+_LAST_PIECE = 2**20  # bytes at the end of the file, in which our key of the last line begins
 _APPEND = os.O_APPEND | os.O_CREAT
 _GRACE = 0.1  # seconds that close() waits for the disk after the deadline or an exception
 _COMPACTION_RATE = 2e7  # bytes a second, at least, unless the machine is very busy
@@ -67,8 +69,8 @@ class Journal:
         self._deadline, self._by_body, self._by_name = deadline, by_body, by_name
         # Reentrant: the garbage collector may close an abandoned iterator, and this journal with it, during append().
         self._writing = threading.RLock()
-        self._is_closed = False
-        self._wanted: set[int] = set()
+        self._is_closed = self._is_writing = False
+        self._wanted: set[int] = set()  # the input's requests, by hash
         self._syncer: Syncer | None = None
         with contextlib.ExitStack() as stack:  # closes the files if a later step fails
             flags = os.O_RDONLY if is_read_only else os.O_RDWR
@@ -127,11 +129,25 @@ class Journal:
             if self._is_closed or self._syncer is None:
                 return
             self._syncer.check()
+            self._is_writing = True
             try:
                 self._write(line)
             except ValueError:  # the garbage collector has just closed the file, in this thread
                 return
+            finally:
+                self._is_writing = False
             self._syncer.request(self._end)
+
+    def end_run(self, end: Mapping[str, Any]) -> None:
+        """Add the end of a run to the last line. A run that cannot write it looks like one that was killed."""
+        if self._is_closed:  # as in ``_close``
+            return
+        with self._writing:
+            if self._is_closed or self._syncer is None or self._is_writing:  # the last: see ``_writing``
+                return
+            with contextlib.suppress(OSError, ValueError, JournalError):  # as in ``append``
+                self._rewrite_last_line(end)
+                self._syncer.request(self._end)
 
     def close(self) -> None:
         """Release the lock, and wait until every line is synced to the disk, or for the deadline. Idempotent.
@@ -221,6 +237,21 @@ class Journal:
                 self._file.truncate(self._end)
             raise _failure(self.path, "written", error) from None
         self._end += len(line)
+
+    def _rewrite_last_line(self, end: Mapping[str, Any]) -> None:
+        """Add an end: one write over the last few bytes, so that a killed process leaves a whole line."""
+        start = max(0, self._end - _LAST_PIECE)
+        self._reader.seek(start)
+        piece = self._reader.read(self._end - start)
+        cut, suffix = ends_suffix(piece[piece.rfind(b"\n", 0, -1) + 1 :], [end])
+        if not suffix:
+            return
+        with open_file(self.path, os.O_RDWR) as file:  # without O_APPEND, which would write at the end of the file
+            status, ours = os.fstat(file.fileno()), os.fstat(self._file.fileno())
+            if os.path.samestat(status, ours) and status.st_size == self._end:
+                file.seek(self._end - cut)
+                file.write(suffix)
+                self._end += len(suffix) - cut
 
     def __enter__(self) -> Journal:
         return self

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Callable
 
@@ -14,6 +14,7 @@ from chatpool.errors import DeadlineError, NotSentError
 
 from .batch_format import Key, copy_of, hash64, is_answer, key_of, line_of, result_of
 from .journal import Journal
+from .runs import RunLog
 
 
 class JournalView:
@@ -21,7 +22,8 @@ class JournalView:
 
     A prompt without a custom_id gets the hash of its request for one; the second of two equal prompts gets a number
     after it. Counting them takes about 80 bytes each, unless ``repeats`` says which ones are repeated, by ``hash64``
-    of their hash. ``retries_failed``: whether prompts that failed before are sent again.
+    of their hash. ``retries_failed``: whether prompts that failed before are sent again. ``waits``: returns what held
+    calls back since the run began.
     """
 
     def __init__(
@@ -32,7 +34,9 @@ class JournalView:
         *,
         retries_failed: bool = True,
         repeats: Container[int] | None = None,
+        waits: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
+        self._run = RunLog(waits)
         self._journal, self._digest_of, self._parse = journal, digest_of, parse
         self._retries_failed, self._repeats = retries_failed, repeats
         self._keys: dict[int, Key] = {}  # of the prompts without a result, by index
@@ -74,9 +78,21 @@ class JournalView:
     def record(self, result: ChatResult, timeline: Sequence[Attempt] = (), error_body: str | None = None) -> None:
         """Write a finished call's line, see ``line_of``. A call that was cancelled is not finished."""
         key = self._keys.pop(result.index)
-        if self._journal and not isinstance(result.error, (NotSentError, DeadlineError)):
+        if self._journal and not is_cancelled(result):
             self._journal.note_line(key)
-            self._journal.append(line_of(result, key, timeline, error_body))
+            self._journal.append(line_of(result, key, timeline, error_body, self._run.fields()))
+
+    def note_cancelled(self, results: Iterable[ChatResult]) -> None:
+        """Count what cancelled calls took, for the end of the run."""
+        for result in results:
+            if result.attempts and is_cancelled(result):
+                self._run.add_unlisted(result)
+
+    def end_run(self, how: str) -> None:
+        """Write how the run ended; nothing if it sent nothing."""
+        end = self._run.end(how)
+        if self._journal and end is not None:
+            self._journal.end_run(end)
 
     def copy_equal(self, request: Request) -> None:
         """Give the next prompt the line of an equal one, if it has none or only a failed one. Call for each, in order.
@@ -114,6 +130,11 @@ class JournalView:
         except Exception as error:
             error.prompt_index = result.index  # type: ignore[attr-defined]
             raise
+
+
+def is_cancelled(result: ChatResult) -> bool:
+    """Whether a call was cancelled, so that it has no line: it did not fail by itself."""
+    return isinstance(result.error, (NotSentError, DeadlineError))
 
 
 def _other_keys(prompt: Any, key: Key) -> list[Key]:

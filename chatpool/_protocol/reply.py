@@ -39,6 +39,9 @@ class Reply:
     ``headers``: lookups ignore case. ``redact``: removes secrets from a text. ``base_url``: safe to show.
     """
 
+    is_stream = False
+    is_cut_off = False  # it was streamed, and the stream ended before its answer did
+
     def __init__(
         self,
         status: int,
@@ -110,7 +113,7 @@ class Reply:
 
     def error_body(self) -> str:
         """Return the body for a file: at most its first 64 kB, with the secrets removed."""
-        return self.redact(self.body[:_LONGEST_BODY].decode("utf-8", "replace"))
+        return self.redact(self._body_text(_LONGEST_BODY))
 
     def text(self) -> str:
         """Return the start of the body as one line; of a web page, its text."""
@@ -132,7 +135,10 @@ class Reply:
         raise error
 
     def _start(self) -> str:
-        return self.redact(self.body[:_START].decode("utf-8", "replace"))
+        return self.redact(self._body_text(_START))
+
+    def _body_text(self, most: int) -> str:
+        return self.body[:most].decode("utf-8", "replace")
 
     def _name(self, value: Any) -> str | None:
         return show_name(self.redact(value) if isinstance(value, str) else value)
@@ -140,16 +146,21 @@ class Reply:
     def _parsed(self) -> tuple[Any, str | None]:
         # Not a cached_property: before Python 3.12 it has a lock for all instances, which a fork could copy while held.
         if self._json is None:
-            self._json = _parse_json(self.body)
+            self._json = _parse_body(self.body)
         return self._json
 
 
-def _parse_json(body: bytes) -> tuple[Any, str | None]:
+def _parse_body(body: bytes) -> tuple[Any, str | None]:
     """Return a body's JSON, or the reason why it is not valid. A byte order mark or blank lines may precede it."""
     try:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         return None, f"{type(error).__name__}: {error}"
+    return parse_json(text)
+
+
+def parse_json(text: str) -> tuple[Any, str | None]:
+    """Return the JSON of a text, or the reason why it is not valid."""
     reason = "it is empty"
     for decoder in (_decoder, _lenient_decoder) if text.strip() else ():
         try:

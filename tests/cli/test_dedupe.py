@@ -50,7 +50,7 @@ def test_each_duplicate_has_its_own_line(shell):
     assert attempts == {"x": 1, "y": 1, "z": 0, "w": 0}
     assert len({line["id"] for line in lines().values()}) == 4
     history = read_history("out.jsonl")
-    assert (history.prompts, history.requests) == (4, 2)
+    assert (history.prompts, history.spent.attempts) == (4, 2)
 
 
 def test_edit_of_one_duplicate(shell):

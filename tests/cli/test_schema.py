@@ -207,7 +207,7 @@ def test_parquet_columns_have_the_types_of_the_schema(shell, schema_file):
     "wrap", [lambda s: {"name": "x", "schema": s}, lambda s: {"type": "json_schema", "json_schema": {"schema": s}}]
 )
 def test_schema_inside_a_response_format(shell, schema_file, wrap):
-    """As it stands in OpenAI's documentation."""
+    """As in OpenAI's documentation."""
     shell.server.script("a", Reply('{"value": 5}'))
     shell.write("in.csv", "prompt", "a")
     assert shell.run("in.csv", "-o", "out.csv", "--schema", schema_file(wrap({"type": "integer"}))) == 0

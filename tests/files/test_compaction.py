@@ -117,7 +117,7 @@ def test_failure_leaves_the_journal_as_it_is(fail_first, pool, path, monkeypatch
     real = os.fsync
     monkeypatch.setattr("chatpool._files.compaction.os.replace", fail) if step == "replace" else None
     if step == "write":
-        monkeypatch.setattr("chatpool._files.compaction._lines_at", lambda *_: iter(fail, None))
+        monkeypatch.setattr("chatpool._files.compaction._lines_at", lambda *_, **__: iter(fail, None))
     if step == "fsync":
         newest = os.path.join(path.parent, f".{path.name}.new")
         monkeypatch.setattr(

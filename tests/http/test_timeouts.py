@@ -219,6 +219,24 @@ def test_threads_that_cannot_be_started(server, monkeypatch):
             assert pool.map([str(n) for n in range(30)]) == [str(n) for n in range(30)]
 
 
+@pytest.mark.parametrize("name", ["worker", "callback"])
+def test_without_threads_nothing_waits_for_ever(server, monkeypatch, name):
+    """The caller sends, within the time limits; what a Future waits for is done by the scheduler."""
+    start = threading.Thread.start
+
+    def refuse(thread):
+        if name in thread.name:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    server.script("hangs", Reply(fault="stall"))
+    with ChatPool(4, base_url=server.url, timeout=LIMIT, max_tries=1) as pool:
+        assert [result.error.code for result in pool.map(["hangs"] * 2).failures] == ["read_timeout"] * 2
+        assert pool.map(["a"] * 4, parse=str.upper) == ["A"] * 4
+        assert pool.submit("a", parse=str.upper).result(5).value == "A"
+
+
 def test_close_ends_calls_that_wait_for_anything(server):
     """On the wire, in back-off, and in the queue for a slot."""
     server.script("hangs", Reply(fault="stall"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import threading
+import time
 
 import pytest
 
@@ -135,3 +136,22 @@ def test_retry_carries_the_reply(server, make_pool):
     make_pool(on_retry=reported.append).map(["a"])
     assert isinstance(reported[0].error, APIStatusError)
     assert "bad gateway" in str(reported[0].error.body)
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_hooks_may_use_the_pool_that_calls_them(name, server, make_pool):
+    """Though it has one slot, and the call that is to be repeated is due long before the hook returns."""
+    server.script("a", Reply(status=500), Reply("well"))
+    answers = []
+
+    def hook(event):
+        if not answers:
+            answers.append("")
+            time.sleep(0.2)
+            answers.extend([pool.ask("b", deadline=5), *pool.map(["c"], deadline=5)])
+
+    for kind in ("on_retry", "on_result"):
+        answers.clear()
+        pool = make_pool(1, **{kind: hook})
+        assert WAYS[name](pool, ["a"]) == ["well"]
+        assert answers == ["", "b", "c"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import sys
 import threading
 import time
 
 import pytest
+import requests
 
 from chatpool import ChatPool, DeadlineError
 from chatpool.testing import FakeChatServer, Reply
@@ -88,3 +90,24 @@ def test_forked_child_has_its_own_usher(server):
         began = time.monotonic()
         assert os.waitpid(child, 0)[1] == 0
         assert time.monotonic() - began < 30
+
+
+def test_adapter_of_the_users_may_hold_all_requests_at_once():
+    """One with connections of its own, of which the pool cannot see when they wait for the network."""
+    everybody = threading.Barrier(100)
+
+    class Adapter(requests.adapters.BaseAdapter):
+        def send(self, request, **options):
+            everybody.wait(10)
+            response = requests.Response()
+            response.status_code, response.request, response.url = 200, request, request.url
+            response.raw = io.BytesIO(b'{"choices": [{"message": {"content": "b"}, "finish_reason": "stop"}]}')
+            return response
+
+        def close(self):
+            pass
+
+    with requests.Session() as session:
+        session.mount("http://", Adapter())
+        with ChatPool(100, base_url="http://127.0.0.1:9/v1", session=session) as pool:
+            assert pool.map(["a"] * 100) == ["b"] * 100

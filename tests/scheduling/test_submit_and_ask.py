@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from concurrent.futures import Future, as_completed
+from concurrent.futures import Future, as_completed, wait
 from contextlib import suppress
 
 import pytest
@@ -64,6 +64,20 @@ def test_cancelled_future_is_not_sent(server, make_pool):
     assert second.cancelled()
     assert server.count("b") == 0
     assert pool.submit("c").result(5).value == "c"
+
+
+@pytest.mark.parametrize("end", ["deadline", "close"])
+def test_who_waits_for_a_cancelled_future_is_woken_when_its_call_ends(server, make_pool, end):
+    """``wait`` and ``as_completed`` count a cancelled Future only once the pool has noticed."""
+    server.script("hangs", Reply(fault="stall"))
+    pool = make_pool(1)
+    pool.submit("hangs")
+    assert wait_until(lambda: server.count("hangs") == 1)
+    future = pool.submit("b", deadline=0.1 if end == "deadline" else None)
+    assert future.cancel()
+    if end == "close":
+        pool.close()
+    assert wait([future], 5).done == {future}
 
 
 def test_with_waits_for_what_was_submitted(server):
@@ -227,3 +241,11 @@ def test_deadline_is_checked(pool):
     for way in (pool.ask, pool.submit):
         with pytest.raises(ConfigurationError, match="deadline must be a number of seconds"):
             way("a", deadline=-1)
+
+
+def test_calls_that_have_ended_leave_no_deadline_behind(server, make_pool):
+    """A service asks a million times with a deadline of ten minutes: that does not fill its memory."""
+    pool = make_pool(2)
+    for _ in range(600):
+        assert pool.ask("a", deadline=600) == "a"
+    assert len(pool._engine()._scheduler._deadlines._heap) <= 256

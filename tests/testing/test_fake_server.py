@@ -164,3 +164,21 @@ def test_fixture_comes_with_the_package(fake_chat_server):
     """Through an entry point: nothing here imports it."""
     assert isinstance(fake_chat_server, FakeChatServer)
     assert post(fake_chat_server).status_code == 200
+
+
+def test_a_reply_function_that_returns_no_reply_is_explained():
+    with FakeChatServer(reply=lambda request: "x") as server:
+        reply = post(server)
+    assert reply.status_code == 501
+    assert "must return a Reply, such as Reply(\"text\"), not 'x'" in reply.json()["error"]["message"]
+
+
+def test_models_are_listed(server):
+    assert requests.get(f"{server.url}/models", timeout=5).json()["data"][0]["id"] == "fake"
+
+
+def test_only_the_latest_requests_are_kept_if_so_many_are_enough():
+    with FakeChatServer(most_recorded=2) as server:
+        for prompt in "abc":
+            post(server, prompt)
+        assert [(request.id, request.prompt) for request in server.requests] == [("req_1", "b"), ("req_2", "c")]
