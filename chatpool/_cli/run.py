@@ -170,7 +170,12 @@ def _check_output(options: RunOptions) -> None:
         raise ConfigurationError("--text prints a line for each prompt, --dedupe sends equal ones once; leave one out")
     if options.limit is not None and options.limit < 1:
         raise ConfigurationError(f"--limit must be 1 or more, not {options.limit}")
-    if options.output is not None and options.is_table:
+    if options.output is None:
+        return
+    folder = os.path.dirname(options.output) or "."
+    if not os.path.isdir(folder):
+        raise ConfigurationError(f"the folder {folder} of the output does not exist; create it first")
+    if options.is_table:
         check_table(options.output)
 
 
