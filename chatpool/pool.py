@@ -33,6 +33,7 @@ from ._protocol.settings import (
     make_settings,
     session_has_auth,
 )
+from ._scheduling.answer_stream import AnswerStream, StreamJob
 from ._scheduling.budgets import RunBudget
 from ._scheduling.engine import Engine
 from ._scheduling.engine_holder import EngineHolder
@@ -306,6 +307,19 @@ class ChatPool:
         if result.error is not None:
             raise result.error
         return result.value
+
+    @explain_unknown_arguments
+    def stream(self, prompt: Prompt, *, params: _Params | None = None, deadline: float | None = None) -> AnswerStream:
+        """Send one prompt and yield the pieces of its answer's text as they arrive; raise its CallError if it fails.
+
+        It is sent when the first piece is asked for. A failure before the first piece arrives is retried; a later one
+        is raised, with the text so far as the error's ``text``. Closing or dropping the iterator cancels the call, and
+        its slot is free at once. A slow reader holds no slot: the answer is read at the pace of the server.
+        ``deadline``: seconds from now, in which the time in the queue counts. After the last piece the iterator's
+        ``result`` is the ChatResult. A server that does not stream gives one piece.
+        """
+        job = self._make_job(StreamJob, params, deadline=deadline)
+        return AnswerStream(job, job.builder.request(0, prompt), self._callbacks)
 
     def retry(self, answers: Answers[_T]) -> Answers[_T]:
         """Send only the failed prompts of ``answers`` again; return answers with their new results in place."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import shutil
 import sys
 from typing import Any
 
@@ -22,7 +23,7 @@ fails one in 25 with a 500, never replies to one, and rejects one prompt.
 """
 _AFTER = """
 Next, with your own prompts: set OPENAI_API_KEY, or OPENAI_BASE_URL for another server, and run
-    chatpool run prompts.txt --text        # one prompt a line
+    {command} run prompts.txt --text        # one prompt a line
 or use chatpool in Python, as above. docs/quickstart.md goes on from here.
 """
 
@@ -67,4 +68,12 @@ def _show(answers: Answers[Any]) -> None:
     stalled = next(result for result in answers.results if result.prompt == _STALL)
     print(f">>> answers.results[{stalled.index}].attempts  # timed out after 1 s, then sent again\n{stalled.attempts}")
     print(f">>> print(answers.summary())\n{answers.summary()}")
-    print(_AFTER, end="")
+    print(_AFTER.format(command=_command()), end="")
+
+
+def _command() -> str:
+    """Return the words with which this command is called: the environment's folder may not be in PATH."""
+    if shutil.which("chatpool") is not None:
+        return "chatpool"
+    called = sys.argv[0]
+    return f"{sys.executable} -m chatpool" if called.endswith(".py") else called

@@ -222,7 +222,8 @@ def _add_fake_server(commands: Any) -> None:
     parser = commands.add_parser(
         "fake-server",
         help="serve a chat API on this machine that echoes every prompt",
-        description="Serve a fake chat API on 127.0.0.1 until Ctrl-C, to test programs in any language.",
+        description="Serve a fake chat API on 127.0.0.1 until Ctrl-C, to test programs in any language. It echoes "
+        "every prompt, or replies with a random value of the JSON schema that a request asks for.",
         epilog="examples:\n  chatpool fake-server --port 8080\n"
         "  chatpool fake-server --port 8080 --latency 0.3 --error-rate 0.05 --rpm 600 --key sk-test\n"
         "  chatpool run prompts.txt --text --base-url http://127.0.0.1:8080/v1",
@@ -310,7 +311,7 @@ def _fake_server(args: argparse.Namespace) -> int:
             latency=(lambda: rng.uniform(0.5, 1.5) * args.latency) if args.latency else 0.0,
             rate_limit=limit,
             key=args.key,
-            reply=_only_right_paths(chaos(args.error_rate, seed=args.seed)),
+            reply=_reply_of_fake_server(chaos(args.error_rate, seed=args.seed)),
             most_recorded=1,
         )
     except OSError as error:
@@ -322,18 +323,23 @@ def _fake_server(args: argparse.Namespace) -> int:
     return 130
 
 
-def _only_right_paths(reply: Any) -> Any:
-    """Return a function that replies like this one, but for a wrong base URL, which other servers would reject."""
-    from chatpool.testing import Reply  # noqa: PLC0415 - only this command needs it
+def _reply_of_fake_server(faults: Any) -> Any:
+    """Return a function that replies with an answer of the type that is asked for, or with a fault of ``faults``.
 
-    def checked(request: Any) -> Any:
-        if request.path.startswith(("/v1/", "/openai/")) and not request.path.startswith("/v1/v1/"):
-            return reply(request)
-        url = f"http://{request.headers.get('host', '127.0.0.1')}/v1"
-        message = f"no such path; the base URL of this server is {url}"
-        return Reply(status=404, body={"error": {"message": message, "code": "unknown_path"}})
+    A wrong base URL is an error, as other servers would reject it, too.
+    """
+    from chatpool._testing.samples import answer_of_its_type  # noqa: PLC0415 - only this command needs it
+    from chatpool.testing import Reply  # noqa: PLC0415 - likewise
 
-    return checked
+    def reply(request: Any) -> Any:
+        if not request.path.startswith(("/v1/", "/openai/")) or request.path.startswith("/v1/v1/"):
+            url = f"http://{request.headers.get('host', '127.0.0.1')}/v1"
+            message = f"no such path; the base URL of this server is {url}"
+            return Reply(status=404, body={"error": {"message": message, "code": "unknown_path"}})
+        fault = faults(request)
+        return answer_of_its_type(request) if fault.status == 200 else fault
+
+    return reply
 
 
 def _check_fake_server(args: argparse.Namespace) -> None:

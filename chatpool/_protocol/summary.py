@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from chatpool.errors import CallError, NotSentError
@@ -73,12 +73,11 @@ class Summary:
 
     def format(self, wall: float, limited_by: str) -> list[str]:
         """Return the lines. ``wall``: seconds that the run took; ``limited_by``: its bottleneck."""
-        lines = [
-            self._counts(wall),
-            *self._spent_lines(),
-            *_wrap(f"{self._latencies()}; bottleneck: {limited_by}", 1),
-        ]
-        return lines + self._failures(_MOST_LINES - len(lines))
+        spent, times = list(self._spent()), [self._latencies(), f"bottleneck: {limited_by}"]
+        lines = _wrap_parts([*spent, *times], 3)
+        if len(_wrap_parts(spent, 3)) == 1 or len(lines) > 2:  # else two lines have room for all, and failures for more
+            lines = [*_wrap_parts(spent, 2), *_wrap_parts(times, 1)]
+        return [self._counts(wall), *lines, *self._failures(_MOST_LINES - 1 - len(lines))]
 
     def _add_costs(self, result: ChatResult) -> None:
         self._sent += result.attempts
@@ -103,11 +102,6 @@ class Summary:
         line = f"{plural(self.prompts, 'prompt')}: {counts} in {wall:.1f} s"
         rate = f" ({self._new_answers / wall * 60 if wall else 0.0:,.0f} a minute)"
         return line + rate if len(line + rate) <= _WIDTH else line
-
-    def _spent_lines(self) -> list[str]:
-        """Return the parts of ``_spent`` in two lines at most, and break none of them."""
-        parts = "; ".join(part.replace(" ", _NO_BREAK) for part in self._spent())
-        return [line.replace(_NO_BREAK, " ") for line in _wrap(parts, 2)]
 
     def _spent(self) -> Iterator[str]:
         usage = self._usage
@@ -162,6 +156,12 @@ def _median_and_p95(values: array[float]) -> str:
 def plural(count: int, noun: str, nouns: str = "") -> str:
     """Return ``1 noun`` or ``2 nouns``."""
     return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"
+
+
+def _wrap_parts(parts: Iterable[str], most: int) -> list[str]:
+    """Return the parts in so many lines at most, and break none of them."""
+    text = "; ".join(part.replace(" ", _NO_BREAK) for part in parts)
+    return [line.replace(_NO_BREAK, " ") for line in _wrap(text, most)]
 
 
 def _wrap(text: str, most: int, indent: str = "  ") -> list[str]:

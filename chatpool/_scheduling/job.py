@@ -80,8 +80,8 @@ class Job:
     """
 
     is_inline = False  # whether the waiting thread makes the calls itself
-    has_delivered = False  # pieces of the answer are with the user, so that no other attempt can be made
-    deliver: Callable[[str], None] | None = None  # takes the pieces of the answer as they arrive
+    takes_pieces = False  # of the answer, as they arrive
+    has_delivered = False  # pieces are with the user, so that no other attempt can be made
 
     def __init__(
         self,
@@ -135,13 +135,17 @@ class Job:
         """Seconds in which the pool's calls were held back since this job began, by cause."""
         return dict(Counter(self._pool_waits) - self._waits_before)
 
+    def check_process(self) -> None:
+        """Raise RuntimeError in a forked child."""
+        if self.is_inherited:
+            raise RuntimeError("these calls belong to the parent process; map the prompts again in this one")
+
     def gather(self, wanted: float, timeout: float) -> list[ChatResult]:
         """Wait until so many results are there or the time is over; return the new ones. Raises ``bug``.
 
         They stay in ``results``, so that none is lost if Ctrl-C comes before the caller has put them away.
         """
-        if self.is_inherited:
-            raise RuntimeError("these calls belong to the parent process; map the prompts again in this one")
+        self.check_process()
         # Set before the look at what is there: the scheduler adds first and looks at ``_wanted`` then, so that one of
         # the two sees the other. An event too many only ends a wait early.
         self._wanted = wanted
@@ -201,6 +205,10 @@ class Job:
         """Have the waiting thread raise an exception."""
         self.bug = self.bug or bug
         self.wake()
+
+    def deliver(self, piece: str) -> None:
+        """Hand a piece of the answer to the waiting thread."""
+        raise NotImplementedError
 
     def wake(self) -> None:
         """Wake the waiting thread."""

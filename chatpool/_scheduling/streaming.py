@@ -23,7 +23,7 @@ class Streams:
     def prepare(self, call: Call, payload: bytes) -> tuple[bytes, StreamedAnswer | None]:
         """Return the body for a call's next request, and what takes in the stream if it asks for one."""
         call.stream_level, call.scope.idle_timeout = None, math.inf
-        if (self._idle_timeout is None and call.job.deliver is None) or call.request.path != CHAT_PATH:
+        if (self._idle_timeout is None and not call.job.takes_pieces) or call.request.path != CHAT_PATH:
             return payload, None
         level = self._levels.get(call.model, WITH_USAGE)
         body = streamed(payload, level)
@@ -32,7 +32,7 @@ class Streams:
         call.stream_level = level
         if self._idle_timeout is not None and call.model not in self._ignoring:
             call.scope.idle_timeout = self._idle_timeout  # else from the head of a stream on
-        return body, StreamedAnswer(call.note_first_token, call.job.deliver)
+        return body, StreamedAnswer(call.note_first_token, call.job.deliver if call.job.takes_pieces else None)
 
     def learn(self, call: Call, reply: Reply) -> None:
         """Learn from a reply whether the server ignores ``stream``: it is silent then until its answer is whole."""

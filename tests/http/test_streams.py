@@ -27,47 +27,9 @@ from chatpool import (
     Usage,
 )
 from chatpool.testing import End, FakeChatServer, Raw, Reply
+from tests.streaming import CHUNKED, DONE, HEAD, HELLO, USAGE, chunk, coded, delta, hello, stream
 
 IDLE, GRACE = 0.3, 1.0  # seconds: the idle timeout, and how late an abort may be
-HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
-CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
-DONE = b"data: [DONE]\n\n"
-USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
-
-
-def chunk(**fields):
-    """Return an event with a chunk of an answer."""
-    return b"data: " + json.dumps({"id": "chatcmpl-1", "object": "chat.completion.chunk", **fields}).encode() + b"\n\n"
-
-
-def delta(text, reason=None, **more):
-    return chunk(choices=[{"index": 0, "delta": {"content": text, **more}, "finish_reason": reason}])
-
-
-HELLO = [
-    delta("", role="assistant"),
-    delta("Hel"),
-    delta("lo"),
-    delta("", "stop"),
-    chunk(choices=[], usage=USAGE),
-    DONE,
-]
-
-
-def hello(name):
-    """Return the answer with another id: a reply that is the one before once more would not be believed."""
-    return [part.replace(b"chatcmpl-1", b"chatcmpl-" + name.encode()) for part in HELLO]
-
-
-def coded(data):
-    """Return a chunk of the chunked transfer coding."""
-    return b"%x\r\n%s\r\n" % (len(data), data)
-
-
-def stream(*parts, end=End.KEEP):
-    """Return a reply that sends each part in a chunk of its own; a number is a wait."""
-    steps = [coded(part) if isinstance(part, bytes) else part for part in parts]
-    return Raw([CHUNKED, *steps, *([b"0\r\n\r\n"] if end is End.KEEP else []), end])
 
 
 @pytest.fixture
@@ -216,12 +178,12 @@ def test_session_of_the_users(server, own_adapter):
         pass
 
     server.script("a", stream(*HELLO))
-    server.script("sick", stream(*HELLO[:2], end=End.STALL))
+    server.script("failing", stream(*HELLO[:2], end=End.STALL))
     with requests.Session() as session:
         if own_adapter:
             session.mount("http://", Adapter())
         with ChatPool(1, base_url=server.url, session=session, idle_timeout=IDLE, max_tries=1) as pool:
-            good, bad = pool.map(["a", "sick"]).results
+            good, bad = pool.map(["a", "failing"]).results
     assert good.value == "Hello"
     assert bad.error.code == "idle_timeout"
     assert bad.elapsed < IDLE + GRACE
@@ -230,8 +192,8 @@ def test_session_of_the_users(server, own_adapter):
 def test_split_character(server, make):
     """The bytes of a character may come in two chunks, and in two packets."""
     data = delta("naïve 😀").replace(b"\\u00ef", "ï".encode()).replace(b"\\ud83d\\ude00", "😀".encode())
-    places = [data.index(b"\xaf"), data.index(b"\x9f"), data.index(b"\x98"), data.index(b"\x80")]
-    parts = [data[start:end] for start, end in zip([0, *places], [*places, len(data)])]
+    cuts = [data.index(b"\xaf"), data.index(b"\x9f"), data.index(b"\x98"), data.index(b"\x80")]
+    parts = [data[start:end] for start, end in zip([0, *cuts], [*cuts, len(data)])]
     server.script("a", stream(*[step for part in parts for step in (part, 0.02)], *HELLO[3:]))
     assert make().map(["a"]) == ["naïve 😀"]
 
@@ -413,13 +375,13 @@ BROKEN = {
 def test_broken_stream_is_tried_again(server, make, shape):
     """Each is what a whole reply of its kind is; the next attempt has the answer."""
     reply, kind, code = BROKEN[shape]
-    server.script("sick", reply)
-    server.script("sick once", reply, stream(*HELLO))
+    server.script("failing", reply)
+    server.script("failing once", reply, stream(*HELLO))
     pool = make(1, max_tries=2)
-    error = pool.map(["sick"]).results[0].error
+    error = pool.map(["failing"]).results[0].error
     assert (type(error), error.code) == (kind, code)
     assert error.attempts >= 2
-    result = pool.map(["sick once"]).results[0]
+    result = pool.map(["failing once"]).results[0]
     assert (result.value, result.attempts) == ("Hello", 2)
 
 
