@@ -111,14 +111,12 @@ SHAPES = {
     "4 at once, else 429": Shape(InFlight(4), lambda: plain(200), 1.0, 50, 65),
     "4 at once, else 429 and 60 s": Shape(InFlight(4, 429, 60), lambda: plain(60), 1.0, 15, 141),
     "30 of 300 always refused": Shape(
-        RefusedPrompts(is_oversized), lambda: with_oversized(300, 30), 0.2, 2.2, 12, lost=30
+        RefusedPrompts(is_oversized), lambda: with_oversized(300, 30), 0.2, 2.2, 4.4, lost=30
     ),
     "30 of 300 too long": Shape(
-        RefusedPrompts(is_oversized), lambda: with_oversized(300, 30, "oversized" * 2000), 0.2, 2.2, 20, lost=30
+        RefusedPrompts(is_oversized), lambda: with_oversized(300, 30, "oversized" * 2000), 0.2, 2.2, 4.4, lost=30
     ),
-    "3 of 300 always refused": Shape(
-        RefusedPrompts(is_oversized), lambda: with_oversized(300, 3), 0.2, 1.6, 10, lost=3
-    ),
+    "3 of 300 always refused": Shape(RefusedPrompts(is_oversized), lambda: with_oversized(300, 3), 0.2, 1.6, 4, lost=3),
     "refused for ever": Shape(RandomRefusals(1), lambda: plain(5), 0.2, 0, 5 * MAX_WAIT, lost=5),
     "windows of 60 s": Shape(FixedWindow(100, 60, 1), lambda: plain(250), 0.2, 120, 132, refusals=100),
     "windows of 60 s, from the middle": Shape(

@@ -338,6 +338,8 @@ class ChatPool:
         ).map(items, known)
         again.wall += answers.wall
         again.waits = dict(Counter(answers.waits) + Counter(again.waits))
+        again.resumed |= answers.resumed & known.keys()
+        again.replaced = [*answers.replaced, *answers.failures]
         return again
 
     def estimate(self, prompts: Iterable[Prompt], *, params: _Params | None = None) -> Estimate:

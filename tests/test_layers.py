@@ -37,7 +37,7 @@ HOMES = {
     "urllib3": HTTP,
     "backoff": {"_scheduling/retry"},
     "tqdm": {"_scheduling/progress"},
-    "plotly": {"_cli/report"},
+    "plotly": {"_cli/charts"},
     "distributed": {"_cluster/client", "_cluster/worker", "_cli/run"},
 }
 STARTS_THREADS = {

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Callable, TextIO
@@ -19,7 +19,7 @@ from chatpool._files.inputs import Input, InputError
 from chatpool._files.journal import Journal, JournalView
 from chatpool._files.tables import check_table, is_table, journal_of, write_table
 from chatpool._protocol.request_builder import Request, RequestBuilder
-from chatpool._protocol.requests import BatchRequest, estimate_tokens, path_of
+from chatpool._protocol.requests import BatchRequest, path_of
 from chatpool._protocol.results import ChatResult
 from chatpool._protocol.schemas import ResponseFormat
 from chatpool._protocol.shown import escape
@@ -29,6 +29,7 @@ from chatpool.errors import ConfigurationError, JournalError
 from chatpool.pool import ChatPool
 
 from .selection import EmptyLines, Outcomes, Selection
+from .words import in_command_words
 
 _CONNECT_TIMEOUT = 10  # seconds, to a Dask scheduler
 
@@ -54,6 +55,7 @@ class RunOptions:
     deadline: float | None
     request_budget: int | None
     token_budget: int | None
+    cost_budget: float | None
     retry_failed: bool
     limit: int | None
     dedupe: bool
@@ -109,9 +111,10 @@ def run(options: RunOptions) -> int:
     with closing(options.open_input()) as prompts:
         _check_output(options)
         repeats = prompts.check(options.digest, is_deduped=options.dedupe)
-        _print_notes(options, prompts)
+        print_notes(options, prompts)
         selection = Selection(prompts, repeats, options.digest, limit=options.limit, is_deduped=options.dedupe)
-        summary, is_resumed = Summary(), _has_lines(options.journal)
+        summary = Summary(first=1, failures=options.journal or "the file of -o OUTPUT")
+        is_resumed = _has_lines(options.journal)
         with _open_mapper(options, repeats) as mapper:
             try:
                 _send(options, mapper, selection, summary)
@@ -128,36 +131,13 @@ def run(options: RunOptions) -> int:
         _write_table(options, selection)
         if options.output is not None and not options.is_table and is_resumed and summary.resumed < summary.prompts:
             compact(options.output)
-    for line in summary.format(mapper.wall, mapper.limited_by(summary.prompts - summary.resumed)):
-        print(line, file=sys.stderr)
+    for line in summary.format(mapper.wall, mapper.limited_by):
+        print(in_command_words(line), file=sys.stderr)
     return 1 if summary.failed else 0
 
 
-def dry_run(options: RunOptions) -> int:
-    """Print to stdout how many calls and tokens a run would take; sends and writes nothing."""
-    calls = tokens = done = 0
-    with closing(options.open_input()) as prompts:
-        repeats = prompts.check(options.digest, is_deduped=options.dedupe)
-        _print_notes(options, prompts)
-        selection = Selection(prompts, repeats, options.digest, limit=options.limit, is_deduped=options.dedupe)
-        path = options.journal
-        with Journal(path, is_read_only=True) if path and os.path.exists(path) else nullcontext() as journal:
-            view = JournalView(
-                journal, _digest_of(options), options.schema, retries_failed=options.retry_failed, repeats=repeats
-            )
-            for index, prompt in enumerate(selection):
-                request = options.builder.request(index, prompt)
-                if view.find(request) is not None:
-                    done += 1
-                    continue
-                calls += 1
-                tokens += estimate_tokens(options.builder.payload(request), options.builder.body(prompt))
-    print(f"{plural(calls + done, 'prompt')}: {done:,} already done, {calls:,} to send")
-    print(f"about {tokens:,} tokens, if every answer is as long as its request allows")
-    return 0
-
-
-def _digest_of(options: RunOptions) -> Callable[[Request], str]:
+def digest_function(options: RunOptions) -> Callable[[Request], str]:
+    """Return a function from a request to its hash."""
     return lambda request: options.digest(request.prompt)
 
 
@@ -170,7 +150,7 @@ def _write_table(options: RunOptions, selection: Selection) -> None:
     if options.output is None or options.journal is None or not options.is_table:
         return
     with Journal(options.journal, is_read_only=True) as journal:
-        view = JournalView(journal, _digest_of(options), options.schema, repeats=selection.repeats)
+        view = JournalView(journal, digest_function(options), options.schema, repeats=selection.repeats)
         outcomes = Outcomes(selection, options.builder, view)
         try:
             names = write_table(options.output, selection.prompts, outcomes.of, options.schema, has_usage=options.usage)
@@ -192,7 +172,8 @@ def _check_output(options: RunOptions) -> None:
         check_table(options.output)
 
 
-def _print_notes(options: RunOptions, prompts: Input) -> None:
+def print_notes(options: RunOptions, prompts: Input) -> None:
+    """Print to stderr what a user should know about the input and the output."""
     for note in prompts.notes():
         _note(note)
     if options.is_table:
@@ -257,11 +238,13 @@ def _open_mapper(options: RunOptions, repeats: frozenset[int]) -> Iterator[Mappe
     common: dict[str, Any] = {"deadline": options.deadline, "journal": options.journal}
     common.update(params=options.params, parse=options.schema)
     common.update(retries_failed=options.retry_failed, repeats=repeats)
+    budgets = {name: getattr(options, name) for name in ("request_budget", "token_budget", "cost_budget")}
     if options.dask is None:
-        yield options.pool._mapper(request_budget=options.request_budget, token_budget=options.token_budget, **common)
+        yield options.pool._mapper(**budgets, **common)
         return
-    if options.request_budget is not None or options.token_budget is not None:
-        raise ConfigurationError("--request-budget and --token-budget do not work with --dask; leave one of them out")
+    given = [f"--{name.replace('_', '-')}" for name, value in budgets.items() if value is not None]
+    if given:
+        raise ConfigurationError(f"{given[0]} does not work with --dask; leave one of them out")
     with _connect(options.dask) as client:
         from chatpool._cluster.client import mapper  # noqa: PLC0415 - only --dask needs it
 
@@ -273,7 +256,7 @@ def _connect(scheduler: str) -> Any:
     try:
         from distributed import Client  # noqa: PLC0415 - only --dask needs it
     except ImportError:
-        raise ConfigurationError("--dask needs Dask; pip install 'chatpool[dask]'") from None
+        raise ConfigurationError("--dask needs Dask; pip install distributed") from None
     target = {"scheduler_file": scheduler} if os.path.isfile(scheduler) else {"address": scheduler}
     try:
         return Client(**target, timeout=_CONNECT_TIMEOUT)

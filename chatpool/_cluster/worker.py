@@ -40,6 +40,7 @@ class Batch:
     part: float
     params: Mapping[str, Any]
     parse: Parse | None
+    reask: bool
     deadline: float | None
     prompts: Sequence[tuple[int, Any]]
 
@@ -82,6 +83,7 @@ def stop(job_id: str) -> None:
 def _chunks(batch: Batch) -> Iterator[Chunk]:
     pool = _pool_of(batch)
     job = pool._make_job(Job, batch.params, batch.parse, batch.deadline)
+    job.reask = batch.reask
     pool._engine().share_budgets(batch.part)
     attempts: dict[int, tuple[Sequence[Attempt], str | None]] = {}
     job.record = lambda result, timeline, error_body: attempts.__setitem__(result.index, (timeline, error_body))

@@ -19,8 +19,10 @@ from typing import Any
 
 from chatpool._protocol.replies import recall_completion
 from chatpool._protocol.requests import CHAT_PATH, path_of, plain_number
-from chatpool._protocol.results import Attempt, ChatResult
+from chatpool._protocol.results import Attempt, ChatResult, Usage
 from chatpool.errors import CallError, class_named
+
+from .runs import Spending, spending_of
 
 LINE_START = b'{"id": "'
 ID_PREFIX = b"chatpool-"
@@ -52,10 +54,17 @@ def digest_of(path: str, body: Mapping[str, Any]) -> str:
     return hashlib.sha256(f"{path}\n{canonical}".encode("ascii")).hexdigest()[:32]
 
 
-def line_of(result: ChatResult, key: Key, timeline: Sequence[Attempt] = (), error_body: str | None = None) -> bytes:
+def line_of(
+    result: ChatResult,
+    key: Key,
+    timeline: Sequence[Attempt] = (),
+    error_body: str | None = None,
+    run: Mapping[str, Any] | None = None,
+) -> bytes:
     """Return the line for a result, with its newline.
 
     ``timeline``: the call's attempts, if any of them failed. ``error_body``: of the reply that ended it, if it failed.
+    ``run``: further fields, about the run.
     As the Batch API has it, an error status is a ``response``, and ``error`` is for a call without a reply, or with a
     reply that is not an answer.
     """
@@ -66,7 +75,7 @@ def line_of(result: ChatResult, key: Key, timeline: Sequence[Attempt] = (), erro
         "custom_id": key.custom_id,
         "response": response,
         "error": {"code": error.code or type(error).__name__, "message": str(error)} if error and is_shown else None,
-        "chatpool": _own_fields(result, key, timeline),
+        "chatpool": {**_own_fields(result, key, timeline), **(run or {})},
     }
     return _encode(document)
 
@@ -113,11 +122,10 @@ def _own_fields(result: ChatResult, key: Key, timeline: Sequence[Attempt]) -> di
     fields: dict[str, Any] = {"hash": key.digest}
     if error is not None:  # right after the hash, where parse_head looks for it
         fields.update(error=type(error).__name__, message=str(error), code=error.code, status_code=error.status_code)
-    fields.update(
-        attempts=result.attempts, started=round(time.time() - result.elapsed, 3), elapsed=round(result.elapsed, 6)
-    )
+    fields.update(started=round(time.time() - result.elapsed, 3), elapsed=round(result.elapsed, 6))
     if result.first_token is not None:
         fields["first_token"] = round(result.first_token, 6)
+    fields.update(Spending.of(result).fields())
     if timeline:
         fields["tries"] = [
             {"began": round(began, 3), "ended": round(ended, 3), "error": name} for began, ended, name in timeline
@@ -180,6 +188,7 @@ def result_of(document: Mapping[str, Any], index: int, prompt: Any) -> ChatResul
     own, response = document["chatpool"], document["response"] or {}
     completion = recall_completion(response.get("body"), is_chat=path_of(prompt) == CHAT_PATH)
     error = None if is_answer(document) else _error_of(document, request_id=response.get("request_id") or None)
+    spent = spending_of(document)
     if error is None and completion is None:
         return None
     return ChatResult(
@@ -189,12 +198,14 @@ def result_of(document: Mapping[str, Any], index: int, prompt: Any) -> ChatResul
         value=completion.text if completion and error is None else None,
         reasoning=completion.reasoning if completion else None,
         finish_reason=completion.finish_reason if completion else None,
-        usage=completion.usage if completion else None,
+        usage=spent.usage if spent.usage != Usage() else None,
         response=completion.response if completion else None,
         request_id=response.get("request_id") or None,
-        attempts=int(own.get("attempts", 1)),
+        attempts=spent.attempts,
         elapsed=float(own.get("elapsed", 0.0)),
         error=error,
+        cost=spent.cost,
+        unanswered=spent.unanswered,
         first_token=_seconds(own.get("first_token")),
     )
 

@@ -22,7 +22,7 @@ from .server_sent_events import Event, EventParser
 
 EVENT_STREAM = "text/event-stream"
 _DONE = "[DONE]"
-_STARTS = (b"data:", b"event:")  # of an event stream; no JSON begins like this
+_STARTS = (b"data:", b"event:")  # of an event stream; JSON never begins like this
 _NAMES_OPTIONS = re.compile(r"stream_options|include_usage", re.IGNORECASE)
 _NAMES_STREAM = re.compile(r"\bstream(ing|ed)?\b", re.IGNORECASE)
 

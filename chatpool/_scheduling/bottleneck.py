@@ -1,4 +1,4 @@
-"""Measures what holds calls back: slots × seconds, by cause. Pure arithmetic on given times."""
+"""Measures what holds calls back: seconds, by cause. Pure arithmetic on given times."""
 
 from __future__ import annotations
 
@@ -9,42 +9,38 @@ from collections.abc import Mapping
 from .backlog import Backlog
 from .limits import BACK_OFF, SLOTS
 
-_NOTABLE = 0.1  # share of the slots' time that calls were held back, from which on a limit is named
+_NOTABLE = 0.1  # share of a run's time that calls were held back, from which on a limit is named
 
 
 class Bottleneck:
-    """Counts, for each cause, the empty slots that a call could have used, times the seconds.
+    """Counts the seconds in which a call waited, by cause: one cause at a time, the one that it waited for.
 
-    If every slot is in use, and calls wait for one, the cause is the number of slots, and all of them count.
+    A slot stands empty meanwhile; or all are in use, and then the number of slots is the cause.
     """
 
     def __init__(self, slots: int) -> None:
         self.waits: Counter[str] = Counter()
         self._slots = slots
         self._counted_at = time.monotonic()
-        self._held: tuple[str, int] | None = None  # the cause since then, and how many slots count
+        self._cause: str | None = None  # since then
 
     def count(self, now: float) -> None:
         """Add the time since the last count."""
-        if self._held is not None:
-            cause, slots = self._held
-            self.waits[cause] += slots * (now - self._counted_at)  # type: ignore[assignment]  # a Counter may count in seconds
+        if self._cause is not None:
+            self.waits[self._cause] += now - self._counted_at  # type: ignore[assignment]  # a Counter may count in seconds
         self._counted_at = now
 
     def note(self, in_flight: int, blocked_by: str | None, backlog: Backlog) -> None:
         """Note what holds calls back from now on. ``blocked_by``: the limit for which the next call waits."""
-        empty = self._slots - in_flight
-        if not empty:
-            self._held = (SLOTS, self._slots) if backlog.is_waiting else None
-        elif blocked_by is not None:
-            self._held = blocked_by, empty
+        if in_flight >= self._slots:
+            self._cause = SLOTS if backlog.is_waiting else None
         else:
-            self._held = (BACK_OFF, min(empty, backlog.delayed)) if backlog.delayed else None
+            self._cause = blocked_by or (BACK_OFF if backlog.delayed else None)
 
 
-def name_bottleneck(waits: Mapping[str, float], calls: int, slots: int, seconds: float) -> str:
-    """Name what held so many calls back most; ``nothing`` if it was less than a tenth of the slots' time."""
+def name_bottleneck(waits: Mapping[str, float], slots: int, seconds: float) -> str:
+    """Name what held calls back for the longest time; ``nothing`` if that was less than a tenth of the run's time."""
     cause = max(waits, key=lambda name: waits[name], default="")
-    if not calls or not cause or waits[cause] < _NOTABLE * min(calls, slots) * seconds:
+    if not cause or waits[cause] < _NOTABLE * seconds:
         return "nothing"
     return f"{SLOTS}={slots}" if cause == SLOTS else cause

@@ -13,6 +13,8 @@ CERTAIN = 7  # prompts refused in a row, with none accepted in between, are no c
 # refused at random, so long a row begins with one refusal in 1,400
 NEARLY = 9, 0.85  # nor are so many, of so large a share of the requests: replies overtake one another
 MORE = 5  # more are needed while refusals seem to come at random
+SHUT = 12  # requests in a row, though of a few prompts: nothing is accepted any more
+SERIOUS = 5  # in a row may be a limit: a prompt waits longer each time, so as not to spend its attempts on it
 LEAKY = 10, 0.7  # of so many requests a smaller share was refused: others are accepted meanwhile
 
 # Of the pace.
@@ -32,14 +34,16 @@ class Row:
 
     def __init__(self, now: float, number: int, position: int) -> None:
         self.began, self.position = now, position
-        self.first = self.last = number
+        self.first = self.last = self._begin = number
         self.sent = 0  # the number of the latest request, when sending paused because of this row
+        self._requests = 0
         self.calls: set[int] = set()
         self.is_fresh = False  # a prompt's first request is among them
         self._is_own = True  # others passed all of these prompts by before: it is their own case
 
     def add(self, call: Any, number: int, *, was_passed: bool = False) -> None:
         """Add a refusal of the request with this number. ``was_passed``: by others that were sent later."""
+        self._requests += 1
         if id(call) in self.calls:
             self.first += 1
         self.calls.add(id(call))
@@ -52,7 +56,13 @@ class Row:
         refused, sent = len(self.calls), self.last - self.first + 1
         is_long = refused >= CERTAIN + more and refused >= sent
         is_dense = refused >= NEARLY[0] + more and refused >= NEARLY[1] * sent
-        return (is_long or is_dense) and not self._is_own
+        is_shut = self._requests >= max(SHUT, self.last - self._begin + 1)
+        return is_shut or ((is_long or is_dense) and not self._is_own)
+
+    @property
+    def is_serious(self) -> bool:
+        """Whether there may be a limit after all."""
+        return self._requests >= SERIOUS
 
     def is_leaky(self) -> bool:
         """Whether others were accepted in between."""
@@ -197,9 +207,10 @@ class Suspects:
         history = self._histories.setdefault(id(call), History())
         self._refused[is_large] += history.strikes < self.patience
         sent, refused = self._sent[is_large] - history.others[0], self._refused[is_large] - history.others[1]
-        were_accepted = sent - refused >= max(ALONE[0], ALONE[1] * (refused - 1))
-        history.was_passed = history.was_passed or paused_at < history.number < accepted
-        history.strikes += 0 < history.number < accepted and were_accepted
+        were_many = sent - refused >= max(ALONE[0], ALONE[1] * (refused - 1))
+        was_passed = paused_at < history.number < accepted
+        history.was_passed = history.was_passed or was_passed
+        history.strikes += was_passed and were_many
         history.number, history.others = number, (self._sent[is_large], self._refused[is_large])
 
     def accepted(self, call: Any) -> None:

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Any, Callable, Optional, Protocol
@@ -23,16 +23,17 @@ from .budgets import RunBudget
 Reason = Callable[[], CallError]  # makes the error of a call that is cancelled
 Record = Callable[[ChatResult, Sequence[Attempt], Optional[str]], None]  # the last: the body of a failed reply
 
-_thread_state = threading.local()  # .job: the job whose parse this thread runs; .sends_for: see ``sending``
+# .job: the job whose parse this thread runs; .sends_for: see ``send_for``. Each is set by a function and not by a
+# context manager, whose ``__enter__`` and ``__exit__`` Ctrl-C can interrupt.
+_thread_state = threading.local()
 
 
-@contextlib.contextmanager
-def sending(backend: object) -> Iterator[None]:
-    """Mark this thread as one that makes a request for a backend."""
+def send_for(backend: object, send: Callable[[], None]) -> None:
+    """Run what makes a request for a backend, with this thread marked as one that does."""
     before = getattr(_thread_state, "sends_for", None)
     _thread_state.sends_for = backend
     try:
-        yield
+        send()
     finally:
         _thread_state.sends_for = before
 
@@ -131,7 +132,7 @@ class Job:
 
     @property
     def waits(self) -> dict[str, float]:
-        """Slots × seconds that the pool's calls were held back since this job began, by cause."""
+        """Seconds in which the pool's calls were held back since this job began, by cause."""
         return dict(Counter(self._pool_waits) - self._waits_before)
 
     def check_process(self) -> None:
@@ -223,13 +224,12 @@ class Job:
         """Whether the waiting thread runs ``parse``."""
         return self._parses_itself
 
-    @contextlib.contextmanager
-    def entered(self) -> Iterator[None]:
-        """Mark this thread as one that runs the job's ``parse``: jobs made by it are this one's inner jobs."""
+    def enter(self, run_parse: Callable[[], None]) -> None:
+        """Run the job's ``parse``, with this thread marked: jobs made by it are this one's inner jobs."""
         before = getattr(_thread_state, "job", None)
         _thread_state.job = self
         try:
-            yield
+            run_parse()
         finally:
             _thread_state.job = before
 

@@ -14,7 +14,7 @@ from .announced import Announcements
 from .breaker import Breaker
 from .evidence import MORE, Comparison, Row, Suspects
 from .meter import REQUESTS, TOKENS, Meter
-from .own_wait import wait_for_chance, wait_for_limit
+from .own_wait import FEW, wait_for_chance, wait_for_limit
 from .pacing import Pace
 from .rounds import Rounds
 from .sizes import Sizes
@@ -79,7 +79,8 @@ class Limiter:
         if now < self._not_before:
             return self._not_before - now, COOL_DOWN
         waits = [(self._announced.delay(now, call.tokens), ANNOUNCED), (self._window_delay(now), WINDOW)]
-        if not self._is_apart(call) or call.attempts % IN_TURN == 0:
+        takes_turn = call.attempts % IN_TURN == 0 and not self._sizes.is_futile(call)
+        if takes_turn or not self._is_apart(call):
             waits.append((self.pace.delay(now, self._sizes.of(call)), PACE))
         return max(waits)
 
@@ -107,7 +108,7 @@ class Limiter:
     def _is_apart(self, call: Call) -> bool:
         """Whether a prompt is refused for its own sake: it says nothing of a limit, and no pace helps it."""
         is_too_large = self._sizes.is_too_large(call) and self._suspects.knows(call)
-        return is_too_large or self._suspects.includes(call)
+        return is_too_large or self._suspects.includes(call) or self._sizes.is_futile(call)
 
     # Notified of what is sent, and what comes of it.
 
@@ -117,8 +118,7 @@ class Limiter:
             self._meter.forget()
         self._announced.sent(now, call)
         self.window.sent(call, self._wire.in_flight)
-        is_free = self.pace.rate is None and not self._suspects.was_passed(call)
-        is_below, is_apart = self.pace.is_below, self._is_apart(call)
+        is_free, is_below, is_apart = self.pace.rate is None, self.pace.is_below, self._is_apart(call)
         self._wire.sent(now, call, is_free=is_free, is_below=is_below, is_apart=is_apart)
         if self.breaker.is_open:
             self.breaker.probe = call
@@ -178,6 +178,7 @@ class Limiter:
         return max(asked or 0.0, self._own_wait(call, is_own=is_own))
 
     def _count_refusal(self, now: float, call: Call, request: Sent) -> None:
+        self._sizes.refused(call)
         if not request.is_apart:
             self._meter.not_accepted(call.sent_at, call.tokens)
             self.pace.refused(now, self._sizes.of(call))
@@ -188,10 +189,13 @@ class Limiter:
         self._suspects.refused(call, self._wire.number, accepted, paused_at, is_large=is_large)
 
     def _own_wait(self, call: Call, *, is_own: bool) -> float:
-        if not is_own:
+        is_serious = self._row is not None and self._row.is_serious
+        if not is_own or (is_serious and call.tries >= FEW):
             return wait_for_limit(call.tries, call.attempts, self._longest_wait, self._uniform)
-        turn = 0.0 if self.pace.rate is None else self._sizes.of(call) / self.pace.rate
-        return wait_for_chance(call.attempts, turn, self._longest_wait, self._uniform)
+        turn = 0.0
+        if self.pace.rate is not None and not self._sizes.is_futile(call):
+            turn = self._sizes.of(call) / self.pace.rate
+        return wait_for_chance(call.tries, call.attempts, turn, self._longest_wait, self._uniform)
 
     # What a refusal means.
 
@@ -243,7 +247,7 @@ class Limiter:
             self.pace.suspend()
             self._is_proven = False
         self._meter.refused(now, call.tokens)
-        if self._sizes.refused(call):
+        if self._sizes.changes_unit(call):
             self._change_unit()
         if self.pace.rate is not None and call.sent_at > self._cut_at:
             self._cut(now, self._sizes.of(call))

@@ -12,7 +12,8 @@ Uniform = Callable[[float, float], float]  # as random.uniform
 
 FIRST, LONGEST = 0.25, 20.0  # seconds of the bound, doubled for each further request: as for other failures
 FEW = 2  # spent attempts: each further one is to come so much later that six of them last for a minute
-QUICK = 0.5  # seconds of the bound where it is of no use to wait longer; doubled with each 8 requests
+QUICK = 0.25  # seconds of the bound where it is of no use to wait longer
+PATIENT = 8  # requests that double it, as long as others are answered: then they cost nothing but requests
 TURN = 1.0, 2.0  # times the pace's time for one request, at least: else it comes too early again
 
 
@@ -23,9 +24,10 @@ def wait_for_limit(tries: int, attempts: int, longest: float, uniform: Uniform) 
     return uniform(0.0, min(_bound(attempts), longest))
 
 
-def wait_for_chance(attempts: int, turn: float, longest: float, uniform: Uniform) -> float:
+def wait_for_chance(tries: int, attempts: int, turn: float, longest: float, uniform: Uniform) -> float:
     """Return the seconds after a refusal that means this prompt alone. ``turn``: the pace's time for one request."""
-    wait = uniform(0.0, min(_bound(attempts), QUICK * 2 ** (attempts / 8), longest))
+    quick = QUICK if tries >= FEW else QUICK * 2 ** (attempts / PATIENT)
+    wait = uniform(0.0, min(_bound(attempts), quick, longest))
     return min(max(wait, uniform(*TURN) * turn), longest)
 
 

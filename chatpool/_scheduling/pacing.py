@@ -9,7 +9,7 @@ from __future__ import annotations
 
 CUT = 0.15  # after a refusal the rate starts so much below what the server took: RFC 9438 has 0.3, botocore 0.3, TCP's
 # early halving 0.5; with 0.15 a limit of 20 a second is used to 99 percent
-FORGET = 16.0  # times the known rate: a limit so much higher is another limit
+FORGET = 16.0  # times the known rate: a limit so much higher is another limit; a guess may have been too low by as much
 STEADY = 5  # requests' time, at least, until it is back at the rate: it hardly changes from one request to the next
 SHORTEST, LONGEST = 5.0, 120.0  # seconds until then
 UNSURE = 2.0  # seconds that the shortest is for a rate measured with fewer requests than enough
@@ -81,7 +81,7 @@ class Pace:
         self._fill(now)
         elapsed = (now - self._began) / self._period
         self.rate = self.base * (1 - CUT * (1 - elapsed) ** 3)
-        if self.rate > FORGET * self.base:
+        if self.known is not None and self.rate > FORGET * self.base:
             self.drop()
             return 0.0
         return max(0.0, (size - self._level) / self.rate)

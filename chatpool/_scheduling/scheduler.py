@@ -25,7 +25,7 @@ from .backlog import Backlog, Deadlines, JobState, Lane
 from .bottleneck import Bottleneck
 from .call import Call, unsent
 from .callback_threads import CallbackThreads, Task
-from .job import FutureJob, Job, Reason, sending
+from .job import FutureJob, Job, Reason, send_for
 from .limits import Limits
 from .reasons import (
     deadline_passed,
@@ -311,13 +311,11 @@ class Scheduler(Actor):
     # In the threads of workers and callbacks.
 
     def _send_here(self, call: Call) -> None:
-        with sending(self):
-            self._perform(call, self._sender.send)
+        send_for(self, functools.partial(self._perform, call, self._sender.send))
 
     def _parse_here(self, call: Call) -> None:
         if call.scope.error is None:  # else it was cancelled meanwhile
-            with call.job.entered():
-                self._perform(call, self._sender.parse)
+            call.job.enter(functools.partial(self._perform, call, self._sender.parse))
 
     def _perform(self, call: Call, step: Step) -> None:
         """Make a step of a call within its caller's context, and report how it ended."""

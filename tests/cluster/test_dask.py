@@ -10,6 +10,8 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 import pytest
@@ -93,6 +95,51 @@ def test_parse_runs_where_the_answer_is(client, server, pool):
     server.script("n", Reply("x"), Reply("41"))
     assert distributed.map(pool, ["n"], client, parse=lambda text: int(text) + 1) == [42]
     assert server.count("n") == 2
+
+
+class Mood(Enum):
+    GOOD = "good"
+    BAD = "bad"
+
+
+def test_answers_are_values_of_a_type(client, server, pool, tmp_path):
+    """Of a type of this module, and of one that only this program knows; also from the journal."""
+
+    @dataclass
+    class City:
+        name: str
+        population: int
+
+    server.script("How?", Reply('{"value": "good"}'))
+    server.script("Where?", Reply('{"name": "Lima", "population": 10000000}'))
+    for prompt, kind, value in [("How?", Mood, Mood.GOOD), ("Where?", City, City("Lima", 10_000_000))]:
+        for _ in range(2):
+            answers = distributed.map(pool, [prompt], client, response_format=kind, journal=tmp_path / "j.jsonl")
+            assert answers == [value]
+            assert type(answers[0]) is kind
+        assert server.count(prompt) == 1
+    assert server.requests[0].body["response_format"]["type"] == "json_schema"
+    (result,) = distributed.imap_unordered(pool, ["How?"], client, response_format=Mood)
+    assert result.value is Mood.GOOD
+
+
+@pytest.mark.parametrize("reask", [True, False])
+def test_a_worker_shows_the_model_its_bad_answer(client, server, pool, reask):
+    server.script("How?", Reply("so so"), Reply("good"))
+    assert distributed.map(pool, ["How?"], client, response_format=Mood, reask=reask) == [Mood.GOOD]
+    assert len(server.requests[1].body["messages"]) == (3 if reask else 1)
+
+
+def test_a_worker_finds_the_way_to_ask_a_server_that_knows_only_json_object(client, server, pool):
+    unknown = Reply(status=400, body={"error": {"message": "response_format json_schema is not supported"}})
+    server.script("How?", unknown, Reply('{"value": "bad"}'))
+    assert distributed.map(pool, ["How?"], client, response_format=Mood) == [Mood.BAD]
+    assert server.requests[1].body["response_format"] == {"type": "json_object"}
+
+
+def test_parse_and_a_type_exclude_each_other(client, pool):
+    with pytest.raises(ConfigurationError, match="not both"):
+        distributed.map(pool, ["a"], client, response_format=Mood, parse=str)
 
 
 def test_bug_in_parse_is_raised(client, server, pool):

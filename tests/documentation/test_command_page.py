@@ -37,8 +37,9 @@ def test_commands_of_the_page_run(named_server, tmp_path, monkeypatch, capsys):
             (tmp_path / name).write_text(content, encoding="utf-8")
     batch, join = snippets(PAGE)
     batch.run({})
-    commands = [line for block in _COMMANDS.findall(text) for line in block.splitlines()]
-    assert len(commands) == 5
+    (tmp_path / "prompts.txt").write_text("Name a river in Peru.\n", encoding="utf-8")
+    commands = [line for block in _COMMANDS.findall(text) for line in block.replace("\\\n", "").splitlines()]
+    assert len(commands) == 6
     for command in commands:
         assert main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
     assert list(shown) == ["answers.csv", "moods.csv"]

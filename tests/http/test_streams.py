@@ -178,12 +178,12 @@ def test_session_of_the_users(server, own_adapter):
         pass
 
     server.script("a", stream(*HELLO))
-    server.script("sick", stream(*HELLO[:2], end=End.STALL))
+    server.script("failing", stream(*HELLO[:2], end=End.STALL))
     with requests.Session() as session:
         if own_adapter:
             session.mount("http://", Adapter())
         with ChatPool(1, base_url=server.url, session=session, idle_timeout=IDLE, max_tries=1) as pool:
-            good, bad = pool.map(["a", "sick"]).results
+            good, bad = pool.map(["a", "failing"]).results
     assert good.value == "Hello"
     assert bad.error.code == "idle_timeout"
     assert bad.elapsed < IDLE + GRACE
@@ -192,8 +192,8 @@ def test_session_of_the_users(server, own_adapter):
 def test_split_character(server, make):
     """The bytes of a character may come in two chunks, and in two packets."""
     data = delta("naïve 😀").replace(b"\\u00ef", "ï".encode()).replace(b"\\ud83d\\ude00", "😀".encode())
-    places = [data.index(b"\xaf"), data.index(b"\x9f"), data.index(b"\x98"), data.index(b"\x80")]
-    parts = [data[start:end] for start, end in zip([0, *places], [*places, len(data)])]
+    cuts = [data.index(b"\xaf"), data.index(b"\x9f"), data.index(b"\x98"), data.index(b"\x80")]
+    parts = [data[start:end] for start, end in zip([0, *cuts], [*cuts, len(data)])]
     server.script("a", stream(*[step for part in parts for step in (part, 0.02)], *HELLO[3:]))
     assert make().map(["a"]) == ["naïve 😀"]
 
@@ -375,13 +375,13 @@ BROKEN = {
 def test_broken_stream_is_tried_again(server, make, shape):
     """Each is what a whole reply of its kind is; the next attempt has the answer."""
     reply, kind, code = BROKEN[shape]
-    server.script("sick", reply)
-    server.script("sick once", reply, stream(*HELLO))
+    server.script("failing", reply)
+    server.script("failing once", reply, stream(*HELLO))
     pool = make(1, max_tries=2)
-    error = pool.map(["sick"]).results[0].error
+    error = pool.map(["failing"]).results[0].error
     assert (type(error), error.code) == (kind, code)
     assert error.attempts >= 2
-    result = pool.map(["sick once"]).results[0]
+    result = pool.map(["failing once"]).results[0]
     assert (result.value, result.attempts) == ("Hello", 2)
 
 

@@ -77,5 +77,5 @@ def parse(pieces):
 
 def cut(stream, rng):
     """Return the stream in pieces of random sizes."""
-    places = sorted(rng.randrange(len(stream) + 1) for _ in range(len(stream) // 4))
-    return [stream[start:end] for start, end in zip([0, *places], [*places, len(stream)])]
+    cuts = sorted(rng.randrange(len(stream) + 1) for _ in range(len(stream) // 4))
+    return [stream[start:end] for start, end in zip([0, *cuts], [*cuts, len(stream)])]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
@@ -104,3 +106,32 @@ def test_parse_that_waits_for_a_back_off_delays_no_other_map(server):
     assert pool.map(["quick"] * 10, deadline=5) == ["quick"] * 10
     assert not any(future.done() for future in futures)
     pool.close()
+
+
+def test_parse_may_wait_for_a_future_that_was_submitted_before(server):
+    """Each in its turn, though there is one callback thread, and the last answers come first."""
+    with ChatPool(2, base_url=server.url) as pool:
+        futures = []
+
+        def parse(text):
+            return text if text == "0" else futures[int(text) - 1].result().value + text
+
+        server.script("0", Reply("0", delay=0.3))
+        futures.append(pool.submit("0", parse=parse))
+        for number in range(1, 3):
+            futures.append(pool.submit(str(number), parse=parse))
+        assert futures[2].result(20).value == "012"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_child_that_parse_forks_may_exit(server):
+    """sys.exit in the child ends the child, not only its task."""
+
+    def parse(text):
+        child = os.fork()
+        if not child:
+            sys.exit()
+        return os.waitpid(child, 0)[1]
+
+    with ChatPool(2, base_url=server.url) as pool:
+        assert pool.map(["a", "b"], parse=parse) == [0, 0]
