@@ -40,7 +40,7 @@ def stream():
 
 
 def with_error(pieces):
-    """Yield the pieces; at an error end with a sentence. If the browser leaves, the call is cancelled."""
+    """Yield the pieces, and a sentence at an error. If the browser leaves, the call ends."""
     try:
         yield from pieces
     except CallError as error:

@@ -31,11 +31,12 @@ def ask(request):
 
 def stream(request):
     pieces = pool.stream(request.GET["q"], deadline=60)
-    return StreamingHttpResponse(with_error(pieces), content_type="text/plain; charset=utf-8")
+    plain = "text/plain; charset=utf-8"
+    return StreamingHttpResponse(with_error(pieces), content_type=plain)
 
 
 def with_error(pieces):
-    """Yield the pieces; at an error end with a sentence. If the browser leaves, the call is cancelled."""
+    """Yield the pieces, and a sentence at an error. If the browser leaves, the call ends."""
     try:
         yield from pieces
     except CallError as error:
