@@ -40,7 +40,7 @@ def stream():
 
 
 def with_error(pieces):
-    """Yield the pieces, and a sentence at an error. If the browser leaves, the call ends."""
+    """Yield the pieces, and a sentence at an error."""
     try:
         yield from pieces
     except CallError as error:

@@ -36,7 +36,7 @@ def stream(request):
 
 
 def with_error(pieces):
-    """Yield the pieces, and a sentence at an error. If the browser leaves, the call ends."""
+    """Yield the pieces, and a sentence at an error."""
     try:
         yield from pieces
     except CallError as error:
