@@ -4,7 +4,7 @@ python benchmarks/rate_limit.py [NAME …]             simulated, in seconds of 
 python benchmarks/rate_limit.py --real [NAME …]      with ChatPool and FakeChatServer, in real time
 python benchmarks/rate_limit.py --openai [NAME …]    likewise, and the OpenAI SDK in threads beside it
 
-Nobody is told the limits: 40 workers send all prompts as fast as they may. NAME: a part of a shape's name.
+The limits are not announced: 40 workers send all prompts as fast as they may. NAME: a part of a shape's name.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from chatpool.testing import (
     SlidingWindow,
 )
 
-WORKERS, TRIES, MOST_SENDS, MAX_WAIT = 40, 6, 30, 60.0  # the pool's defaults, but for the workers
+WORKERS, MOST_TRIES, MOST_SENDS, MAX_WAIT = 40, 6, 30, 60.0  # the pool's defaults, but for the workers
 SEND = 0.0003  # seconds that it takes to send a request
 REFUSE = 0.002  # seconds until a refusal is back
 
@@ -111,14 +111,12 @@ SHAPES = {
     "4 at once, else 429": Shape(InFlight(4), lambda: plain(200), 1.0, 50, 65),
     "4 at once, else 429 and 60 s": Shape(InFlight(4, 429, 60), lambda: plain(60), 1.0, 15, 141),
     "30 of 300 always refused": Shape(
-        RefusedPrompts(is_oversized), lambda: with_oversized(300, 30), 0.2, 2.2, 12, lost=30
+        RefusedPrompts(is_oversized), lambda: with_oversized(300, 30), 0.2, 2.2, 4.4, lost=30
     ),
     "30 of 300 too long": Shape(
-        RefusedPrompts(is_oversized), lambda: with_oversized(300, 30, "oversized" * 2000), 0.2, 2.2, 20, lost=30
+        RefusedPrompts(is_oversized), lambda: with_oversized(300, 30, "oversized" * 2000), 0.2, 2.2, 4.4, lost=30
     ),
-    "3 of 300 always refused": Shape(
-        RefusedPrompts(is_oversized), lambda: with_oversized(300, 3), 0.2, 1.6, 10, lost=3
-    ),
+    "3 of 300 always refused": Shape(RefusedPrompts(is_oversized), lambda: with_oversized(300, 3), 0.2, 1.6, 4, lost=3),
     "refused for ever": Shape(RandomRefusals(1), lambda: plain(5), 0.2, 0, 5 * MAX_WAIT, lost=5),
     "windows of 60 s": Shape(FixedWindow(100, 60, 1), lambda: plain(250), 0.2, 120, 132, refusals=100),
     "windows of 60 s, from the middle": Shape(
@@ -223,7 +221,7 @@ class Pool:
             return
         left = self.limits.outage_left(now)
         if left <= 0:
-            self._give_up()
+            self._cancel()
             return
         wake_at = now + left
         for model in list(self._new):
@@ -282,7 +280,7 @@ class Pool:
         self._in_flight -= 1
         announced = announced_limits(reply.headers, 0.0)
         if reply.status == 200:
-            self.limits.taken(now, prompt, None, announced)
+            self.limits.accepted(now, prompt, None, announced)
             self.limits.left_wire(now, prompt)
             self.limits.answered(prompt)
             self._end(prompt)
@@ -298,7 +296,7 @@ class Pool:
         prompt.tries += self.limits.answers_of(prompt.model) <= prompt.answers_before
         wait = self.limits.refused(now, prompt, kind("", retry_after=asked), announced)
         self.limits.left_wire(now, prompt)
-        if prompt.tries >= TRIES or prompt.attempts >= MOST_SENDS:
+        if prompt.tries >= MOST_TRIES or prompt.attempts >= MOST_SENDS:
             self.outcome.lost += 1
             self._end(prompt)
         else:
@@ -313,7 +311,7 @@ class Pool:
         self.outcome.ended[prompt.index] = self.outcome.seconds = self.world.now
         self._left -= 1
 
-    def _give_up(self) -> None:
+    def _cancel(self) -> None:
         self.outcome.lost += self._left
         self.outcome.seconds = self.world.now
         self._left = 0
@@ -379,7 +377,7 @@ def with_openai(url: str, prompts: list[Prompt], model: str | None) -> tuple[flo
 
     from openai import OpenAI, OpenAIError
 
-    client = OpenAI(base_url=url, api_key="sk-bench", max_retries=TRIES)
+    client = OpenAI(base_url=url, api_key="sk-bench", max_retries=MOST_TRIES)
     began = time.monotonic()
 
     def ask(prompt: Prompt) -> tuple[Prompt, float, bool]:

@@ -84,6 +84,7 @@ class Outcomes:
         is_over = is_first and limit is not None and self._sent >= limit
         self._sent += is_first
         result = self._view.read(request, key)
+        result = result and self._view.parsed(result)
         if result is not None:
             return outcome_of(result)
         return Outcome(error=f"not sent: beyond --limit {limit}" if is_over else self._selection.unsent)

@@ -12,14 +12,17 @@ from typing import BinaryIO
 
 from chatpool.errors import JournalError
 
-from .batch_format import parse_head
+from .batch_format import parse_head, parse_line
 from .journal import hash64, lock, open_file, scan, unlock
+from .runs import carried, with_ends
 
 _logger = logging.getLogger("chatpool")
 
 
 def compact(path: str) -> int:
     """Remove lines that a later one replaced; return how many. Keeps the last good line of a custom_id, or its last.
+
+    The last line gets what the removed ones say about their runs, so that no request or token is lost to a report.
 
     Guarantee: the file is replaced in one move, by a copy that is on the disk; until then it stays as it is, and it is
     locked. If that fails, for example on a full disk, nothing changes, and a warning is logged.
@@ -44,7 +47,9 @@ def _compact(path: str, file: io.FileIO) -> int:
         kept, count = _counting_lines(reader, end)
         dropped = count - len(kept)
         if dropped:
-            replace_file(path, (line for offset, line in _lines(reader, end) if offset in kept))
+            documents = map(parse_line, (line for offset, line in _lines(reader, end) if offset not in kept))
+            ends = carried(document for document in documents if document is not None)
+            replace_file(path, with_ends((line for offset, line in _lines(reader, end) if offset in kept), ends))
     return dropped
 
 

@@ -17,7 +17,7 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from types import TracebackType
@@ -30,6 +30,7 @@ from chatpool.errors import DeadlineError, JournalError, NotSentError
 
 from .batch_format import ID_PREFIX, LINE_START, Key, key_of, line_of, load, parse_head, parse_line, result_of
 from .permissions import PRIVATE, make_private
+from .runs import RunLog, ends_suffix
 from .sync import Syncer
 
 try:
@@ -39,6 +40,7 @@ except ImportError:  # Windows has no such locks
 
 _FIRST_PIECE = 2**16  # bytes, read to see whether a file is a journal
 _MAX_LINE = 2**28  # bytes; four times the largest answer that is accepted
+_LAST_PIECE = 2**20  # bytes at the end of the file, in which our key of the last line begins
 _APPEND = os.O_APPEND | os.O_CREAT
 _GRACE = 0.1  # seconds that close() waits for the disk after the deadline or an exception
 _open_journals: weakref.WeakSet[Journal] = weakref.WeakSet()
@@ -56,7 +58,7 @@ class Journal:
         self._deadline = deadline
         # Reentrant: the garbage collector may close an abandoned iterator, and this journal with it, during append().
         self._writing = threading.RLock()
-        self._is_closed = False
+        self._is_closed = self._is_writing = False
         self._syncer: Syncer | None = None
         with contextlib.ExitStack() as stack:  # closes the files if a later step fails
             flags = os.O_RDONLY if is_read_only else os.O_RDWR
@@ -103,11 +105,25 @@ class Journal:
             if self._is_closed or self._syncer is None:
                 return
             self._syncer.check()
+            self._is_writing = True
             try:
                 self._write(line)
             except ValueError:  # the garbage collector has just closed the file, in this thread
                 return
+            finally:
+                self._is_writing = False
             self._syncer.request(self._end)
+
+    def end_run(self, end: Mapping[str, Any]) -> None:
+        """Add the end of a run to the last line. A run that cannot write it looks like one that was killed."""
+        if self._is_closed:  # as in ``_close``
+            return
+        with self._writing:
+            if self._is_closed or self._syncer is None or self._is_writing:  # the last: see ``_writing``
+                return
+            with contextlib.suppress(OSError, ValueError, JournalError):  # as in ``append``
+                self._rewrite_last_line(end)
+                self._syncer.request(self._end)
 
     def close(self) -> None:
         """Release the lock, and wait until every line is synced to the disk, or for the deadline. Idempotent.
@@ -156,6 +172,21 @@ class Journal:
             raise _failure(self.path, "written", error) from None
         self._end += len(line)
 
+    def _rewrite_last_line(self, end: Mapping[str, Any]) -> None:
+        """Add an end: one write over the last few bytes, so that a killed process leaves a whole line."""
+        start = max(0, self._end - _LAST_PIECE)
+        self._reader.seek(start)
+        piece = self._reader.read(self._end - start)
+        cut, suffix = ends_suffix(piece[piece.rfind(b"\n", 0, -1) + 1 :], [end])
+        if not suffix:
+            return
+        with open_file(self.path, os.O_RDWR) as file:  # without O_APPEND, which would write at the end of the file
+            status, ours = os.fstat(file.fileno()), os.fstat(self._file.fileno())
+            if os.path.samestat(status, ours) and status.st_size == self._end:
+                file.seek(self._end - cut)
+                file.write(suffix)
+                self._end += len(suffix) - cut
+
     def __enter__(self) -> Journal:
         return self
 
@@ -174,7 +205,8 @@ class JournalView:
 
     A prompt without a custom_id gets the hash of its request for one; the second of two equal prompts gets a number
     after it. Counting them takes about 80 bytes each, unless ``repeats`` says which ones are repeated, by ``hash64``
-    of their hash. ``retries_failed``: whether prompts that failed before are sent again.
+    of their hash. ``retries_failed``: whether prompts that failed before are sent again. ``waits``: returns what held
+    calls back since the run began.
     """
 
     def __init__(
@@ -185,7 +217,9 @@ class JournalView:
         *,
         retries_failed: bool = True,
         repeats: Container[int] | None = None,
+        waits: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
+        self._run = RunLog(waits)
         self._journal, self._digest_of, self._parse = journal, digest_of, parse
         self._retries_failed, self._repeats = retries_failed, repeats
         self._keys: dict[int, Key] = {}  # of the prompts without a result, by index
@@ -197,7 +231,7 @@ class JournalView:
         result = self.read(request, key)
         if result is None or (self._retries_failed and not result.ok):
             return None
-        result = self._parsed(result)
+        result = self.parsed(result)
         if result is not None:
             del self._keys[request.index]
         return result
@@ -212,11 +246,23 @@ class JournalView:
                     return result
         return None
 
-    def record(self, result: ChatResult, timeline: Sequence[Attempt] = ()) -> None:
-        """Write a finished call's line. A call that was cancelled is not finished."""
+    def record(self, result: ChatResult, timeline: Sequence[Attempt] = (), error_body: str | None = None) -> None:
+        """Write a finished call's line, see ``line_of``. A call that was cancelled is not finished."""
         key = self._keys.pop(result.index)
-        if self._journal and not isinstance(result.error, (NotSentError, DeadlineError)):
-            self._journal.append(line_of(result, key, timeline))
+        if self._journal and not is_cancelled(result):
+            self._journal.append(line_of(result, key, timeline, error_body, self._run.fields()))
+
+    def note_cancelled(self, results: Iterable[ChatResult]) -> None:
+        """Count what cancelled calls took, for the end of the run."""
+        for result in results:
+            if result.attempts and is_cancelled(result):
+                self._run.add_unlisted(result)
+
+    def end_run(self, how: str) -> None:
+        """Write how the run ended; nothing if it sent nothing."""
+        end = self._run.end(how)
+        if self._journal and end is not None:
+            self._journal.end_run(end)
 
     def key(self, request: Request) -> Key:
         """Return the key of the next prompt. Call once a prompt, in order."""
@@ -229,7 +275,7 @@ class JournalView:
             count = self._counts[number]
         return Key(digest if count == 1 else f"{digest}-{count}", digest)
 
-    def _parsed(self, result: ChatResult) -> ChatResult | None:
+    def parsed(self, result: ChatResult) -> ChatResult | None:
         """Return a result with the value of ``parse``; None if ``parse`` now rejects its text."""
         if self._parse is None or not result.ok:
             return result
@@ -240,6 +286,11 @@ class JournalView:
         except Exception as error:
             error.prompt_index = result.index  # type: ignore[attr-defined]
             raise
+
+
+def is_cancelled(result: ChatResult) -> bool:
+    """Whether a call was cancelled, so that it has no line: it did not fail by itself."""
+    return isinstance(result.error, (NotSentError, DeadlineError))
 
 
 def _other_keys(prompt: Any, key: Key) -> list[Key]:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import io
 import re
+import time
 import zlib
 from collections.abc import Iterator
 from http.client import HTTPException, HTTPResponse, IncompleteRead, parse_headers
 from typing import Any
+
+from .cancel import CancelScope, current
 
 MAX_BODY = 64 * 2**20  # bytes of a reply's body, decompressed
 _MAX_LINE = 64 * 2**10  # bytes of a line: http.client's limit for those of a head, here also for those between chunks
@@ -109,6 +112,20 @@ class Body(io.RawIOBase):
     def read1(self, size: int = -1) -> bytes:
         """Likewise."""
         return self.read(size) or b""
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the body as it arrives. urllib3 2 would wait until it has as much as it was asked for."""
+        while piece := self._next_piece():
+            yield piece
+
+    def drain(self, seconds: float) -> bool:
+        """Read to the end if it comes within so many seconds: only then can the connection be used again."""
+        ends = time.monotonic() + seconds
+        if not self.is_read:
+            self._file.raw.set_timeout(seconds)  # type: ignore[attr-defined]  # it is a _Replay
+        while not self.is_read and time.monotonic() < ends:
+            self._next_piece()
+        return self.is_read
 
     def _next_piece(self) -> bytes:
         piece = next(self._pieces, b"")
@@ -228,6 +245,7 @@ class _Replay(io.RawIOBase):
 
     def __init__(self, sock: Any, received: bytes) -> None:
         self._file, self._received = sock.makefile("rb", buffering=0), received
+        self.set_timeout = sock.settimeout
         self.is_stopped = False  # nothing more is read from the socket
 
     def makefile(self, mode: str) -> io.BufferedReader:
@@ -241,9 +259,16 @@ class _Replay(io.RawIOBase):
     def readinto(self, buffer: Any) -> int | None:
         """Read what was put back, and then from the socket."""
         if not self._received:
-            return 0 if self.is_stopped else self._file.readinto(buffer)
+            return 0 if self.is_stopped else self._receive(buffer)
         count = min(len(buffer), len(self._received))
         buffer[:count], self._received = self._received[:count], self._received[count:]
+        return count
+
+    def _receive(self, buffer: Any) -> int | None:
+        count: int | None = self._file.readinto(buffer)
+        scope: CancelScope | None = getattr(current, "scope", None)
+        if scope is not None:
+            scope.note_bytes()
         return count
 
     def close(self) -> None:

@@ -11,7 +11,11 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from chatpool._protocol.announced_limits import TOKENS, Announced
+from chatpool._protocol.announced_limits import TOKENS as TOKENS_NAME
+from chatpool._protocol.announced_limits import Announced
+
+from .meter import REQUESTS, TOKENS
+from .wire import Sent
 
 UNPROVEN = 1 / 20  # of the time
 SHORTEST_HOLD, LONGEST_HOLD = 0.01, 1.0  # seconds: a refusal takes so long
@@ -24,7 +28,7 @@ class Quota:
 
     def __init__(self, announced: Announced, now: float, began: float, sent: float) -> None:
         self.unit = announced.unit
-        self._latest, self._told_at, self._began = announced, now, began
+        self._latest, self._updated_at, self._began = announced, now, began
         self._number = 0  # of the request with the latest announcement
         self._left = math.inf  # what may still be sent
         self._sent = sent  # since the latest reset
@@ -41,13 +45,13 @@ class Quota:
         """Whether it came true as often as not, and more than once: a single refusal may be chance."""
         return self._hits >= PROOF and self._hits >= self._misses
 
-    def tell(self, now: float, announced: Announced, number: int, sent_since: float) -> None:
+    def update(self, now: float, announced: Announced, number: int, sent_since: float) -> None:
         """Take in what the reply to a request announces; ``sent_since``: the size of what was sent after that one."""
         self._reset(now)
         if number < self._number:
             return
         self._compare(now, announced)
-        self._latest, self._told_at, self._number = announced, now, number
+        self._latest, self._updated_at, self._number = announced, now, number
         self._left = announced.remaining - (0.0 if self._counts_late else sent_since)
         self._is_reset = False
         if announced.remaining < 1 and not self._is_hit and self._sent < (announced.limit or 0.0) / 2:
@@ -58,11 +62,11 @@ class Quota:
         before = self._latest
         if None in (announced.reset, announced.limit, before.reset, before.limit):
             return
-        ends, ended = now + announced.reset, self._told_at + before.reset  # type: ignore[operator]  # none is None
+        ends, ended = now + announced.reset, self._updated_at + before.reset  # type: ignore[operator]  # none is None
         used, used_before = (each.limit - each.remaining for each in (announced, before))  # type: ignore[operator]
         if used_before <= 0 or now >= ended:
             return
-        expected = now - self._told_at + (used - used_before) * (ended - self._told_at) / used_before
+        expected = now - self._updated_at + (used - used_before) * (ended - self._updated_at) / used_before
         if abs(expected) > MOVED:
             self._refills = abs(ends - ended - expected) < abs(ends - ended)
 
@@ -89,8 +93,8 @@ class Quota:
             self._probe, self._hold_until = call, now + hold
             self._held += hold
 
-    def taken(self, call: Any, now: float) -> None:
-        """Note that a request was taken."""
+    def accepted(self, call: Any, now: float) -> None:
+        """Note that a request was accepted."""
         if call in self._ruled_out:
             was_certain = self._ruled_out[call]
             self._misses += was_certain
@@ -117,7 +121,7 @@ class Quota:
     def _reset(self, now: float) -> None:
         """All of it is back, when its time has passed."""
         reset = self._latest.reset
-        if reset is not None and not self._is_reset and now >= self._told_at + reset:
+        if reset is not None and not self._is_reset and now >= self._updated_at + reset:
             self._left, self._sent = self._latest.limit or math.inf, 0.0
             self._is_reset, self._is_hit = True, False
 
@@ -126,11 +130,11 @@ class Quota:
         reset, limit = self._latest.reset, self._latest.limit
         if reset is None or self._is_reset or self._left >= size:
             return 0.0
-        ends = self._told_at + reset - now
+        ends = self._updated_at + reset - now
         if not self._refills or not limit:
             return ends
         used = max(limit - self._latest.remaining, 1.0)
-        return min(ends, max(0.0, (size - self._left) * reset / used - (now - self._told_at)))
+        return min(ends, max(0.0, (size - self._left) * reset / used - (now - self._updated_at)))
 
 
 class Announcements:
@@ -141,25 +145,15 @@ class Announcements:
         self._quotas: dict[str, Quota] = {}
         self._began: float | None = None
 
-    def tell(
-        self,
-        now: float,
-        found: Iterable[Announced],
-        number: int,
-        sent: tuple[float, float],
-        sent_since: tuple[float, float],
-    ) -> None:
-        """Take in what the reply to a request announces.
-
-        ``sent``: requests and tokens sent so far; ``sent_since``: of these, the ones sent after that request.
-        """
+    def update(self, now: float, found: Iterable[Announced], request: Sent, total: tuple[float, float]) -> None:
+        """Take in what the reply to a request announces; ``total``: requests and tokens sent so far."""
         for announced in found:
-            unit = announced.unit == TOKENS
+            unit = TOKENS if announced.unit == TOKENS_NAME else REQUESTS
             quota = self._quotas.get(announced.name)
             if quota is None:
                 began = now if self._began is None else self._began
-                quota = self._quotas[announced.name] = Quota(announced, now, began, sent[unit])
-            quota.tell(now, announced, number, sent_since[unit])
+                quota = self._quotas[announced.name] = Quota(announced, now, began, total[unit])
+            quota.update(now, announced, request.number, total[unit] - request.total[unit])
 
     def delay(self, now: float, tokens: int) -> float:
         """Return the seconds until each limit has room for a request."""
@@ -173,10 +167,10 @@ class Announcements:
         for quota in self._quotas.values():
             quota.sent(call, now, _size(quota, call.tokens))
 
-    def taken(self, now: float, call: Any) -> None:
-        """Note that a request was taken."""
+    def accepted(self, now: float, call: Any) -> None:
+        """Note that a request was accepted."""
         for quota in self._quotas.values():
-            quota.taken(call, now)
+            quota.accepted(call, now)
 
     def refused(self, now: float, call: Any) -> bool:
         """Note a refusal; return whether one of the limits ruled the request out, and has proven true."""
@@ -191,4 +185,4 @@ class Announcements:
 
 
 def _size(quota: Quota, tokens: int) -> float:
-    return tokens if quota.unit == TOKENS else 1.0
+    return tokens if quota.unit == TOKENS_NAME else 1.0

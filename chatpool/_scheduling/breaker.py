@@ -37,7 +37,7 @@ class Breaker:
         self._next = max(now + min(self._first if asked is None else asked, self._longest), not_before)
 
     def close(self) -> None:
-        """Close it: requests are taken again."""
+        """Close it: requests are accepted again."""
         self.since = self.probe = None
 
     def delay(self, now: float) -> float:

@@ -8,106 +8,73 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-CERTAIN = 7  # prompts refused in a row, with none taken in between, are no chance: where three in ten requests are
+# Of one row of refusals.
+CERTAIN = 7  # prompts refused in a row, with none accepted in between, are no chance: where three in ten requests are
 # refused at random, so long a row begins with one refusal in 1,400
 NEARLY = 9, 0.85  # nor are so many, of so large a share of the requests: replies overtake one another
-MORE = 5  # in a row, once it is known that refusals come at random
-LEAKY = 10, 0.7  # of so many requests a smaller share was refused: others are taken meanwhile
-PROOF = 3  # rows of refusals below the pace, before they prove anything
-SAMPLE = 20  # requests without a pace, before there is anything to compare with
-HALF = 0.5  # of the share without a pace: if so large a share is refused with one, the pace does not help
-TRIAL, MANY = 8, 0.1  # rows of refusals below the pace, and so large a share: going without a pace shows what it is for
+MORE = 5  # more are needed while refusals seem to come at random
+SHUT = 12  # requests in a row, though of a few prompts: nothing is accepted any more
+SERIOUS = 5  # in a row may be a limit: a prompt waits longer each time, so as not to spend its attempts on it
+LEAKY = 10, 0.7  # of so many requests a smaller share was refused: others are accepted meanwhile
+
+# Of the pace.
+USELESS = 1 / 3  # of the share without a pace: if so large a share is refused with one, the pace does not help
+PROOF, FEWEST = 3, 10  # refusals below the pace, and requests without one, before this is known
+TRIAL, MANY = 16, 0.2  # refusals below the pace, and their share: then it is tried without one, in any case
+SAMPLE = 20  # requests of such a trial before it is judged
+MOST = 0.6  # of them refused: so many are no chance
 FADE = 200  # requests, after which older ones count half
-ALONE = 8, 3  # others taken since a prompt was last refused, at least, and times the others refused: it is suspect
+
+# Of one prompt.
+ALONE = 8, 3  # others accepted since a prompt was last refused, at least, and times the others refused: it is suspect
 
 
 class Row:
     """Refusals in a row, in the order of sending. A prompt that was refused before in this row says nothing new."""
 
-    def __init__(self, now: float, number: int) -> None:
-        self.began = now
-        self.first = self.last = number
+    def __init__(self, now: float, number: int, position: int) -> None:
+        self.began, self.position = now, position
+        self.first = self.last = self._begin = number
+        self.sent = 0  # the number of the latest request, when sending paused because of this row
+        self._requests = 0
         self.calls: set[int] = set()
         self.is_fresh = False  # a prompt's first request is among them
+        self._is_own = True  # others passed all of these prompts by before: it is their own case
 
-    def add(self, call: Any, number: int) -> None:
-        """Add a refusal of the request with this number."""
+    def add(self, call: Any, number: int, *, was_passed: bool = False) -> None:
+        """Add a refusal of the request with this number. ``was_passed``: by others that were sent later."""
+        self._requests += 1
         if id(call) in self.calls:
             self.first += 1
         self.calls.add(id(call))
         self.first, self.last = min(self.first, number), max(self.last, number)
         self.is_fresh = self.is_fresh or call.attempts == 1
+        self._is_own = self._is_own and was_passed
 
-    def is_certain(self, extra: int) -> bool:
+    def is_certain(self, more: int = 0) -> bool:
         """Whether so many refusals in a row must come from a limit."""
         refused, sent = len(self.calls), self.last - self.first + 1
-        if refused >= CERTAIN + extra and refused >= sent:
-            return True
-        return refused >= NEARLY[0] + extra and refused >= NEARLY[1] * sent
+        is_long = refused >= CERTAIN + more and refused >= sent
+        is_dense = refused >= NEARLY[0] + more and refused >= NEARLY[1] * sent
+        is_shut = self._requests >= max(SHUT, self.last - self._begin + 1)
+        return is_shut or ((is_long or is_dense) and not self._is_own)
+
+    @property
+    def is_serious(self) -> bool:
+        """Whether there may be a limit after all."""
+        return self._requests >= SERIOUS
 
     def is_leaky(self) -> bool:
-        """Whether others were taken in between."""
+        """Whether others were accepted in between."""
         return self.last - self.first + 1 >= LEAKY[0] and self.share(self.last) < LEAKY[1]
+
+    def was_for_most(self) -> bool:
+        """Whether most of what was sent before the pause was refused, and not one of many."""
+        return self.sent > self.first and self.share(self.sent) >= LEAKY[1]
 
     def share(self, last: int) -> float:
         """Return the share of refused ones among the requests from the first of the row to this one."""
         return len(self.calls) / max(last - self.first + 1, 1)
-
-
-class Comparison:
-    """Are requests refused less often below the known pace than with no pace at all? Else it is of no use to pace."""
-
-    def __init__(self) -> None:
-        self._patience = TRIAL
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget what was counted."""
-        self._free, self._below = Share(), Share()
-
-    def sent(self, *, is_free: bool, is_below: bool) -> None:
-        """Count a request. Between the two, at a pace that is not known to be taken, nothing is counted."""
-        if is_free:
-            self._free.count()
-        elif is_below:
-            self._below.count()
-
-    def refused_free(self) -> None:
-        """Count a refusal."""
-        self._free.refused += 1
-
-    def refused_below(self) -> None:
-        """Count a row of refusals: below the pace, one more in a row says nothing new."""
-        self._below.refused += 1
-
-    def certain(self, share: float) -> None:
-        """Note the share of refusals when a limit was met for certain."""
-        self._free.refused = max(self._free.refused, share * self._free.sent)
-
-    @property
-    def calls_for_trial(self) -> bool:
-        """Whether so many are refused below the pace that going without it may be as good."""
-        if self._below.refused < PROOF or self._free.sent < SAMPLE:
-            return False
-        return not self._helps or (self._below.value >= MANY and self._below.refused >= self._patience)
-
-    def begin_trial(self) -> None:
-        """Go without a pace from now on."""
-        self._free = Share()
-
-    @property
-    def has_failed(self) -> bool:
-        """Whether the trial shows that a pace helps."""
-        return self._free.sent >= SAMPLE and self._helps
-
-    def end_trial(self) -> None:
-        """Pace again: the next trial comes later."""
-        self._patience *= 2
-        self._below = Share()
-
-    @property
-    def _helps(self) -> bool:
-        return self._below.value < HALF * self._free.value
 
 
 class Share:
@@ -129,20 +96,83 @@ class Share:
         return self.refused / max(self.sent, 1.0)
 
 
+class Comparison:
+    """Compares the refusals below the known pace with those without a pace.
+
+    If as many come, it is of no use to pace, and it is tried without. Each trial that fails puts off the next one.
+    """
+
+    def __init__(self) -> None:
+        self.is_trial = False  # refusals seem to come at random, whatever the pace is
+        self._patience = 1  # times as much has to be seen before the next trial
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was counted."""
+        self._free, self._below = Share(), Share()
+
+    def sent(self, *, is_free: bool, is_below: bool) -> None:
+        """Count a request. Between the two, at a pace that may be too fast, nothing is counted."""
+        if is_free:
+            self._free.count()
+        elif is_below:
+            self._below.count()
+
+    def refused_free(self) -> None:
+        """Count a refusal without a pace."""
+        self._free.refused += 1
+
+    def refused_below(self) -> None:
+        """Count a refusal below the pace."""
+        self._below.refused += 1
+
+    def certain(self, share: float, *, is_free: bool) -> None:
+        """Note the share of refusals when a limit was met for certain."""
+        self._below = Share()
+        if is_free:
+            self._free.refused = max(self._free.refused, share * self._free.sent)
+
+    @property
+    def calls_for_trial(self) -> bool:
+        """Whether going without a pace may be as good."""
+        refused = self._below.refused / self._patience
+        is_useless = refused >= PROOF and self._free.sent >= FEWEST and not self._helps
+        return is_useless or (refused >= TRIAL and self._below.value >= MANY)
+
+    def begin_trial(self) -> None:
+        """Go without a pace from now on."""
+        self.is_trial, self._free = True, Share()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the trial shows that a pace helps, or that there is a limit."""
+        return self.is_trial and self._free.sent >= SAMPLE and (self._helps or self._free.value >= MOST)
+
+    def end_trial(self) -> None:
+        """Pace again."""
+        self.is_trial, self._below = False, Share()
+        self._patience *= 2
+
+    @property
+    def _helps(self) -> bool:
+        return self._below.value < USELESS * self._free.value
+
+
 @dataclass
 class History:
-    """What is known of a prompt that was refused, until it is answered or given up."""
+    """What is known of a prompt that was refused, until it is answered or cancelled."""
 
     number: int = 0  # of the latest request of all when it was last refused
-    strikes: int = 0  # refusals while many others were taken
-    others: tuple[float, float] = (0.0, 0.0)  # sent and refused when it was last refused
+    was_passed: bool = False  # others that were sent later were accepted, with no pause in between
+    strikes: int = 0  # refusals while many others were accepted
+    others: tuple[int, int] = (0, 0)  # sent and refused when it was last refused
 
 
 @dataclass
 class Suspects:
-    """Prompts that are refused again and again while others, as large as they are, are taken.
+    """Prompts that are refused again and again while others, as large as they are, are accepted.
 
-    What they meet is not evidence of a limit. Each suspect that is answered after all makes the pool slower to suspect.
+    What they meet is not evidence of a limit. Each suspect that is accepted after all makes suspicion slower.
     """
 
     patience: int = 1  # strikes that make a suspect
@@ -155,24 +185,36 @@ class Suspects:
         history = self._histories.get(id(call))
         return history is not None and history.strikes >= self.patience
 
-    def sent(self, is_large: bool) -> None:
+    def knows(self, call: Any) -> bool:
+        """Whether a prompt was refused before."""
+        return id(call) in self._histories
+
+    def was_passed(self, call: Any) -> bool:
+        """Whether others that were sent later were accepted when it was refused before."""
+        history = self._histories.get(id(call))
+        return history is not None and history.was_passed
+
+    def sent(self, *, is_large: bool) -> None:
         """Count a request for a prompt that is not suspect."""
         self._sent[is_large] += 1
 
-    def refused(self, call: Any, number: int, known_taken: int, is_large: bool) -> None:
-        """Note a refusal.
+    def refused(self, call: Any, number: int, accepted: int, paused_at: int, *, is_large: bool) -> None:
+        """Note a refusal. The numbers are of requests.
 
-        ``number``: of the latest request that was sent; ``known_taken``: of the latest that is known to be taken.
+        ``number``: of the latest that was sent; ``accepted``: of the latest that is known to be accepted;
+        ``paused_at``: of the latest before a pause.
         """
         history = self._histories.setdefault(id(call), History())
         self._refused[is_large] += history.strikes < self.patience
         sent, refused = self._sent[is_large] - history.others[0], self._refused[is_large] - history.others[1]
-        were_taken = sent - refused >= max(ALONE[0], ALONE[1] * (refused - 1))
-        history.strikes += 0 < history.number < known_taken and were_taken
+        were_many = sent - refused >= max(ALONE[0], ALONE[1] * (refused - 1))
+        was_passed = paused_at < history.number < accepted
+        history.was_passed = history.was_passed or was_passed
+        history.strikes += was_passed and were_many
         history.number, history.others = number, (self._sent[is_large], self._refused[is_large])
 
-    def taken(self, call: Any) -> None:
-        """Note that a prompt was taken after all."""
+    def accepted(self, call: Any) -> None:
+        """Note that a prompt was accepted after all."""
         history = self._histories.pop(id(call), None)
         if history is not None and history.strikes >= self.patience:
             self.patience += 1

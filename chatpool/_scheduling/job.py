@@ -9,10 +9,10 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
-from typing import Any, Callable, Protocol
+from typing import Any, Callable, Optional, Protocol
 
 from chatpool._protocol.request_builder import Request, RequestBuilder
 from chatpool._protocol.results import Attempt, ChatResult, Parse, Retry
@@ -21,18 +21,19 @@ from chatpool.errors import CallError
 from .budgets import RunBudget
 
 Reason = Callable[[], CallError]  # makes the error of a call that is cancelled
-Record = Callable[[ChatResult, Sequence[Attempt]], None]
+Record = Callable[[ChatResult, Sequence[Attempt], Optional[str]], None]  # the last: the body of a failed reply
 
-_thread_state = threading.local()  # .job: the job whose parse this thread runs; .sends_for: see ``sending``
+# .job: the job whose parse this thread runs; .sends_for: see ``send_for``. Each is set by a function and not by a
+# context manager, whose ``__enter__`` and ``__exit__`` Ctrl-C can interrupt.
+_thread_state = threading.local()
 
 
-@contextlib.contextmanager
-def sending(backend: object) -> Iterator[None]:
-    """Mark this thread as one that makes a request for a backend."""
+def send_for(backend: object, send: Callable[[], None]) -> None:
+    """Run what makes a request for a backend, with this thread marked as one that does."""
     before = getattr(_thread_state, "sends_for", None)
     _thread_state.sends_for = backend
     try:
-        yield
+        send()
     finally:
         _thread_state.sends_for = before
 
@@ -79,6 +80,8 @@ class Job:
     """
 
     is_inline = False  # whether the waiting thread makes the calls itself
+    takes_pieces = False  # of the answer, as they arrive
+    has_delivered = False  # pieces are with the user, so that no other attempt can be made
 
     def __init__(
         self,
@@ -123,17 +126,26 @@ class Job:
         return os.getpid() != self._pid
 
     @property
+    def is_away(self) -> bool:
+        """Whether the waiting thread cannot send just now, though it is the one that sends."""
+        return False
+
+    @property
     def waits(self) -> dict[str, float]:
-        """Seconds that slots were empty since this job began, by cause."""
+        """Seconds in which the pool's calls were held back since this job began, by cause."""
         return dict(Counter(self._pool_waits) - self._waits_before)
+
+    def check_process(self) -> None:
+        """Raise RuntimeError in a forked child."""
+        if self.is_inherited:
+            raise RuntimeError("these calls belong to the parent process; map the prompts again in this one")
 
     def gather(self, wanted: float, timeout: float) -> list[ChatResult]:
         """Wait until so many results are there or the time is over; return the new ones. Raises ``bug``.
 
         They stay in ``results``, so that none is lost if Ctrl-C comes before the caller has put them away.
         """
-        if self.is_inherited:
-            raise RuntimeError("these calls belong to the parent process; map the prompts again in this one")
+        self.check_process()
         # Set before the look at what is there: the scheduler adds first and looks at ``_wanted`` then, so that one of
         # the two sees the other. An event too many only ends a wait early.
         self._wanted = wanted
@@ -176,7 +188,7 @@ class Job:
     # For the scheduler.
 
     def scheduled(self, waits: Counter[str]) -> None:
-        """Note that the scheduler knows this job; ``waits``: its account of empty slots."""
+        """Note that the scheduler knows this job; ``waits``: its account of what held calls back."""
         self._pool_waits, self._waits_before = waits, Counter(waits)
 
     def may_begin(self) -> bool:
@@ -194,6 +206,10 @@ class Job:
         self.bug = self.bug or bug
         self.wake()
 
+    def deliver(self, piece: str) -> None:
+        """Hand a piece of the answer to the waiting thread."""
+        raise NotImplementedError
+
     def wake(self) -> None:
         """Wake the waiting thread."""
         self._event.put(None)
@@ -208,13 +224,12 @@ class Job:
         """Whether the waiting thread runs ``parse``."""
         return self._parses_itself
 
-    @contextlib.contextmanager
-    def entered(self) -> Iterator[None]:
-        """Mark this thread as one that runs the job's ``parse``: jobs made by it are this one's inner jobs."""
+    def enter(self, run_parse: Callable[[], None]) -> None:
+        """Run the job's ``parse``, with this thread marked: jobs made by it are this one's inner jobs."""
         before = getattr(_thread_state, "job", None)
         _thread_state.job = self
         try:
-            yield
+            run_parse()
         finally:
             _thread_state.job = before
 
@@ -224,16 +239,25 @@ class InlineJob(Job):
 
     is_inline = True
 
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._retries: deque[Retry] = deque()  # that on_retry has not returned from
+
+    @property
+    def is_away(self) -> bool:
+        """Whether on_retry is being called, which may wait for the slot that the next attempt would occupy."""
+        return bool(self._retries)
+
     def run(self, prompt: Any, on_retry: Callable[[Retry], Any] | None) -> ChatResult:
         """Wait for the only result; ``on_retry`` is called in this thread."""
-        retries: deque[Retry] = deque()
-        self.on_retry = retries.append if on_retry is not None else None
+        self.on_retry = self._retries.append if on_retry is not None else None
         self.backend.start(self, [self.builder.request(0, prompt)])
         fresh: list[ChatResult] = []
         while not fresh:
             fresh = self.gather(1, math.inf)
-            while retries and on_retry is not None:
-                on_retry(retries.popleft())
+            while self._retries and on_retry is not None:
+                on_retry(self._retries[0])
+                self._retries.popleft()
         return fresh[0]
 
 
@@ -249,6 +273,7 @@ class FutureJob(Job):
     def may_begin(self) -> bool:
         if self.future.set_running_or_notify_cancel():
             return True
+        self._release()
         self.backend.forget(self)
         return False
 
@@ -259,12 +284,31 @@ class FutureJob(Job):
     def fail(self, bug: BaseException) -> None:
         self._finish(lambda: self.future.set_exception(bug))
 
+    def hand_over(self, task: Callable[[], None]) -> None:
+        task()  # no thread is to be had, and who waits for a Future runs nothing: better here than never
+
     def _finish(self, set_outcome: Callable[[], None]) -> None:
         future = self.future
-        if future.done() or not (future.running() or future.set_running_or_notify_cancel()):
+        if future._job is None:  # type: ignore[attr-defined]
             return
-        set_outcome()
-        future._job = None  # type: ignore[attr-defined]  # or job and future would keep each other alive
+        if future.running() or future.set_running_or_notify_cancel():  # which wakes those that wait for a cancelled one
+            set_outcome()
+        self._release()
+
+    def _release(self) -> None:
+        """Part from the Future, which has its outcome: job and Future would keep each other alive."""
+        self.future._job = None  # type: ignore[attr-defined]
+
+
+class _Condition(threading.Condition):
+    """Its ``with`` calls the lock's own methods, which are written in C, so that no signal handler runs within them.
+
+    Condition's are written in Python. Ctrl-C in the middle of ``future.done()`` could leave the lock taken, and the
+    scheduler would wait for it for ever.
+    """
+
+    __enter__ = property(lambda self: self._lock.__enter__)
+    __exit__ = property(lambda self: self._lock.__exit__)
 
 
 class _Future(Future[ChatResult]):
@@ -272,6 +316,7 @@ class _Future(Future[ChatResult]):
 
     def __init__(self, job: FutureJob) -> None:
         super().__init__()
+        self._condition = _Condition()
         self._job: FutureJob | None = job
 
     def add_done_callback(self, fn: Callable[[Future[ChatResult]], Any]) -> None:

@@ -1,29 +1,26 @@
-"""When the next request may be sent. Pure arithmetic on given times; the scheduler's thread alone asks.
+"""When the next request may be sent. Pure arithmetic on given times; only the scheduler's thread asks.
 
-**A refusal is evidence, not a verdict** (``limiter.py``, ``evidence.py``). Refusals of seven prompts in a row, in the
-order of sending and with none taken in between, come from a limit: sending pauses, and one request at a time probes, as
-``Breaker`` does (``breaker.py``), at intervals that grow with the time for which it has been refused. A single refusal
-that asks for a delay pauses everybody, too, unless such a pause proved needless. Refusals among requests that are taken
-are followed by a pace slightly below what the server takes; if a slower pace does not lower their share, the pace is
-dropped, and each of those prompts backs off by itself. So does a prompt that is refused again and again while others
-as large are taken, or that is larger than any that ever was.
+**A refusal is evidence, not a verdict** (``evidence.py``). Refusals of seven prompts in a row, in the order of sending
+and with none accepted in between, come from a limit: sending pauses, and one request at a time probes (``breaker.py``).
+A single refusal that asks for a delay pauses everybody, too, unless such a pause proved needless. Refusals among
+requests that are accepted are followed by a pace slightly below what the server accepts. If about as many come with the
+pace as without, they come at random: the pace is dropped, and each of those prompts backs off by itself
+(``own_wait.py``). So does a prompt that is refused again and again while others as large are accepted.
 
-**Two limits hold, and the narrower decides.** The *pace*, in requests or tokens a second (``pacing.py``): what the
-server takes is measured from one refusal to the next, and the rate grows along a cubic curve from a little below that.
-The *window*, in requests at once (``window.py``): what was in flight when the refusals began. One request beyond the
-window shows which of the two it is: a limit on requests in flight refuses it, one on requests a second takes it after
-a while. A limit whose requests come back all at once is taken at full speed when its next round begins
-(``measuring.Rounds``), whose time is known from the rounds before.
+**Two limits hold, and the narrower decides.** The *pace*, in requests or tokens a second (``pacing.py``): it starts
+from what the server accepted from one refusal to the next (``meter.py``), and grows along a cubic curve. The
+*window*, in requests at once (``window.py``): what was in flight when the refusals began. One request beyond it shows
+which of the two it is, because a limit on requests a second accepts that one. A limit whose requests come back all at
+once is met at full speed when its next round begins, which is known from the rounds before (``rounds.py``). Limits that
+replies announce are kept before they are exceeded, as far as they prove true (``announced.py``).
 
-**Limits that replies announce** are kept before they bite, as far as they prove true (``announced.py``).
+All of this is per model (``limiter.py``). The **outage** (``outage.py``), when nothing but connection failures and
+server errors comes back, is the server's: it is probed likewise. Both are waited out for five times ``max_wait``. The
+**budgets** that the user sets (``token_bucket.py``) are the pool's.
 
-All of this is per model. An **outage** (``outage.py``), when nothing but connection failures and 5xx comes back, is the
-server's: it is probed likewise. Both are waited out for five times ``max_wait``. The **budgets** of the user
-(``token_bucket.py``) are the pool's.
-
-Sources: token buckets and cubic growth as in botocore's adaptive mode and RFC 9438; additive increase of the window as
-in Netflix's concurrency-limits; the breaker as in Nygard's "Release It!". Each constant stands beside its reason;
-``python benchmarks/rate_limit.py`` plays every shape of limit against all this.
+Sources: token buckets and cubic growth as in botocore's adaptive retry mode and RFC 9438; additive increase of the
+window as in Netflix's concurrency-limits; the breaker as in Nygard's "Release It!". Each constant has its reason beside
+it; ``python benchmarks/rate_limit.py`` plays every shape of limit against all this.
 """
 
 from __future__ import annotations
@@ -71,7 +68,7 @@ class Limits:
         self._tokens_per_minute = tokens_per_minute
         self._longest_wait, self._uniform = longest_wait, uniform
         self._answers: Counter[str] = Counter()
-        self._taken_at = -math.inf  # when the server took a request for the last time, whatever its model
+        self._accepted_at = -math.inf  # when the server accepted a request for the last time, whatever its model
         self._refusal: CallError | None = None  # the latest
 
     # Asked.
@@ -112,7 +109,7 @@ class Limits:
         """Return the seconds for which an outage, or nothing but refusals, is still waited out; endless without one."""
         longest = _WAITS * self._longest_wait
         refused = [limiter.breaker.since for limiter in self._limiters.values() if limiter.breaker.since is not None]
-        since = max(min(refused), self._taken_at) if refused else math.inf
+        since = max(min(refused), self._accepted_at) if refused else math.inf
         return min(self._outage.left(now, longest), since + longest - now)
 
     @property
@@ -151,11 +148,11 @@ class Limits:
         """Note that a call has its answer."""
         self._answers[call.model] += 1
 
-    def taken(self, now: float, call: Call, tokens: int | None, announced: Sequence[Announced] = ()) -> None:
-        """Note that the server took a request, how many tokens it used, and which limits its reply announces."""
-        self._taken_at = now
+    def accepted(self, now: float, call: Call, tokens: int | None, announced: Sequence[Announced] = ()) -> None:
+        """Note that the server accepted a request, how many tokens it used, and which limits its reply announces."""
+        self._accepted_at = now
         self._outage.replied(call)
-        self._limiter(call.model).taken(now, call, announced)
+        self._limiter(call.model).accepted(now, call, announced)
         if self._tokens and tokens is not None:
             self._tokens.take(tokens - call.tokens)
 

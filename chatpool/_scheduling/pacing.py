@@ -9,11 +9,11 @@ from __future__ import annotations
 
 CUT = 0.15  # after a refusal the rate starts so much below what the server took: RFC 9438 has 0.3, botocore 0.3, TCP's
 # early halving 0.5; with 0.15 a limit of 20 a second is used to 99 percent
-FORGET = 16.0  # times the known rate: a limit so much higher is another limit
-ENOUGH = 16  # requests taken make a rate that is known; with fewer, it is a guess
-STEADY = 5
-SHORTEST, LONGEST = 5.0, 120.0
-SHORTEST_GUESS = 1.0  # seconds until it is back at a guess, which is soon corrected
+FORGET = 16.0  # times the known rate: a limit so much higher is another limit; a guess may have been too low by as much
+STEADY = 5  # requests' time, at least, until it is back at the rate: it hardly changes from one request to the next
+SHORTEST, LONGEST = 5.0, 120.0  # seconds until then
+UNSURE = 2.0  # seconds that the shortest is for a rate measured with fewer requests than enough
+FIRST = 1.0  # seconds that it is for a guess, which may be far too low
 BELOW = 0.998  # of the known rate: what is slower counts as below it
 
 
@@ -30,13 +30,21 @@ class Pace:
         self._began, self._period = 0.0, SHORTEST
         self._level, self._filled_at, self._largest = 0.0, 0.0, 1.0
 
-    def set(self, now: float, rate: float, *, is_known: bool, typical_size: float = 1.0) -> None:
-        """Keep to a rate that the server takes, or may take."""
-        enough = (STEADY if is_known else STEADY / 4) * typical_size / rate
-        self._period = min(max(enough, SHORTEST if is_known else SHORTEST_GUESS), LONGEST)
-        self.base, self._began = rate, now
-        self.known = rate if is_known else self.known
-        self.rate = (1 - CUT) * rate
+    def guess(self, now: float, rate: float, size: float) -> None:
+        """Keep to a rate that the server may take."""
+        self._start(now, rate, STEADY / 4 * size, FIRST)
+
+    def set(self, now: float, rate: float, size: float, *, is_known: bool) -> None:
+        """Keep to a rate that was measured. ``is_known``: with enough requests."""
+        if is_known:
+            self.known = rate
+            self._start(now, rate, STEADY * size, SHORTEST)
+        else:
+            self._start(now, rate, STEADY / 4 * size, UNSURE)
+
+    def _start(self, now: float, rate: float, steady: float, shortest: float) -> None:
+        self._period = min(max(steady / rate, shortest), LONGEST)
+        self.base, self._began, self.rate = rate, now, (1 - CUT) * rate
 
     def suspend(self) -> None:
         """Keep no pace for now."""
@@ -45,7 +53,7 @@ class Pace:
     def resume(self, now: float) -> None:
         """Begin the growth again, after a pause or without having kept a pace."""
         self._began = now
-        self.rate = (1 - CUT) * self.base
+        self.rate = (1 - CUT) * self.base or None
 
     def drop(self) -> None:
         """Forget the pace."""
@@ -69,17 +77,17 @@ class Pace:
         """Return the seconds until a request of this size may be sent."""
         if self.rate is None:
             return 0.0
+        self._largest = max(self._largest, size)
         self._fill(now)
         elapsed = (now - self._began) / self._period
         self.rate = self.base * (1 - CUT * (1 - elapsed) ** 3)
-        if self.rate > FORGET * self.base:
+        if self.known is not None and self.rate > FORGET * self.base:
             self.drop()
             return 0.0
         return max(0.0, (size - self._level) / self.rate)
 
     def sent(self, now: float, size: float) -> None:
         """Note that a request is sent."""
-        self._largest = max(self._largest, size)
         self._fill(now)
         self._level = max(self._level - size, 0.0)
 

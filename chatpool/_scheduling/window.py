@@ -1,7 +1,7 @@
 """The window: how many requests may be in flight at once, at a server that refuses more. Pure arithmetic.
 
-A limit on requests in flight looks at first like a limit on requests a second. What tells them apart is one request
-more than were in flight when the refusals began: it is refused by the one, and taken in time by the other.
+A limit on requests in flight looks at first like a limit on requests a second. One request more
+than were in flight when the refusals began shows the difference: it is refused by the one, and accepted by the other.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class Window:
         if self.limit is not None and in_flight >= self.limit:
             self.probe = call
 
-    def taken(self, call: Any) -> None:
-        """Note that the server answered a request."""
+    def accepted(self, call: Any) -> None:
+        """Note that the server accepted a request."""
         self._answers += 1
         if self.probe is call:
-            self.probe_taken()
+            self.probe_accepted()
 
-    def probe_taken(self) -> None:
-        """Note that the server took one beyond the window: grow it, or drop one that was only supposed."""
+    def probe_accepted(self) -> None:
+        """Note that the server accepted one beyond the window: grow it, or drop one that was only supposed."""
         self.probe = None
         if self.limit is None or not self.is_confirmed:
             self.drop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Callable
@@ -28,17 +29,15 @@ class Workers:
             self._permits.put(None)
         self._count = 0
 
-    def send(self, call: Call, in_flight: int) -> None:
-        """Have a worker perform a call; ``in_flight``: how many calls there are with this one."""
+    def send(self, call: Call, in_flight: int) -> bool:
+        """Have a worker perform a call; ``in_flight``: how many calls there are with this one. Return False if there is
+        no worker, and none can be started."""
+        if in_flight > self._count:
+            self._start_worker()
+        if not self._count:
+            return False
         self._calls.put(call)
-        if in_flight <= self._count:
-            return
-        try:
-            self._executor.submit(self._work, self._calls)
-            self._count += 1
-        except RuntimeError:  # no more threads to be had, or the interpreter exits: the workers that exist go on
-            if not self._count:
-                self._perform(self._calls.get())  # type: ignore[arg-type]  # None comes last, from dismiss
+        return True
 
     def dismiss(self) -> None:
         """End the workers once they have performed what they have. Calls that come later get new ones."""
@@ -49,6 +48,17 @@ class Workers:
         """End the workers, and start no more."""
         self.dismiss()
         self._executor.shutdown(wait=wait)
+
+    def _start_worker(self) -> None:
+        try:
+            self._executor.submit(self._work, self._calls)
+        except RuntimeError:  # the interpreter exits, or there are no more threads to be had
+            work = threading.Thread(target=self._work, args=[self._calls], name="chatpool-worker", daemon=True)
+            try:
+                work.start()
+            except RuntimeError:  # the workers that exist go on
+                return
+        self._count += 1
 
     def _work(self, calls: SimpleQueue[Call | None]) -> None:
         permits = self._permits

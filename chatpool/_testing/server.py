@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import json
 import socket
 import struct
@@ -31,9 +32,9 @@ class FakeChatServer:
     By default it answers every prompt with the prompt. ``latency``: seconds before each reply, or a function that
     returns them. ``rate_limit``: requests above it get a 429. ``key``: requests with another key get a 401.
     ``reply``: a function from ``Request`` to ``Reply``, for prompts without a script. ``port``: default: a free one.
-    ``tls``: an ``ssl.SSLContext`` for https. ``stream``: a ``Stream`` for replies that have none of their own; False:
-    the server ignores a request's ``stream``. ``stream_options=False``: a request that has them gets a 400, as from
-    servers that do not know them.
+    ``tls``: an ``ssl.SSLContext`` for https. ``most_recorded``: requests that are kept, the latest ones; default: all.
+    ``stream``: a ``Stream`` for replies that have none of their own; False: the server ignores a request's ``stream``.
+    ``stream_options=False``: a request that has them gets a 400, as from servers that do not know them.
 
     Its records: ``requests``, every Request so far, in order of arrival; ``connections``, ``open_connections``: their
     number so far, and now; ``most_in_flight``: the largest number of requests at once; ``refusals``: requests that
@@ -49,6 +50,7 @@ class FakeChatServer:
         reply: Handler | None = None,
         port: int = 0,
         tls: Any = None,
+        most_recorded: int | None = None,
         stream: Stream | bool = True,
         stream_options: bool = True,
     ) -> None:
@@ -61,7 +63,8 @@ class FakeChatServer:
         self._stream_options = stream_options
         self._lock = threading.Lock()  # guards the limit, and the fields from here to _taken
         self._scripts: dict[str, deque[AnyReply]] = {}
-        self._requests: list[Request] = []
+        self._requests: deque[Request] = deque(maxlen=most_recorded)
+        self._numbers = itertools.count()  # of the requests
         self._sockets: set[socket.socket] = set()
         self.connections = self.most_in_flight = self.refusals = 0
         self._in_flight: set[str] = set()  # ids
@@ -119,7 +122,8 @@ class FakeChatServer:
     @property
     def requests(self) -> list[Request]:
         """Every request so far, in order of arrival."""
-        return list(self._requests)
+        with self._lock:
+            return list(self._requests)
 
     @property
     def open_connections(self) -> int:
@@ -187,7 +191,7 @@ class FakeChatServer:
             document = {}
         with self._lock:
             request = Request(
-                f"req_{len(self._requests)}",
+                f"req_{next(self._numbers)}",
                 line.split()[1].decode("latin-1"),
                 headers,
                 document if isinstance(document, dict) else {},
@@ -261,7 +265,10 @@ class FakeChatServer:
     def _choose(self, request: Request) -> AnyReply:
         if self._key is not None and request.headers.get("authorization") != f"Bearer {self._key}":
             return Reply(status=401, code="invalid_api_key")
-        if not request.path.split("?")[0].endswith(_PATHS):
+        path = request.path.split("?")[0]
+        if path.endswith("/models"):
+            return Reply(body={"object": "list", "data": [{"id": "fake", "object": "model", "owned_by": "chatpool"}]})
+        if not path.endswith(_PATHS):
             return _error(404, f"fake server: no such path: {request.path}", "unknown_path")
         if not self._stream_options and "stream_options" in request.body:
             return dialect("azure_no_stream_options")
@@ -282,10 +289,12 @@ class FakeChatServer:
     def _handle(self, request: Request) -> AnyReply:
         """Call the test's own handler. If it raises, return the exception in a reply that no client retries."""
         try:
-            return self._reply(request)
+            reply = self._reply(request)
         except Exception as bug:  # noqa: BLE001 - the test needs to see any exception
-            message = f"the test's reply function raised {bug!r}"
-            return _error(501, message, "bug_in_test", {"x-should-retry": "false"})
+            return _bug(f"the test's reply function raised {bug!r}")
+        if isinstance(reply, (Reply, Raw)):
+            return reply
+        return _bug(f'the test\'s reply function must return a Reply, such as Reply("text"), not {reply!r}')
 
     def _apply_rate_limit(self, request: Request) -> tuple[Reply | None, Mapping[str, str]]:
         """Return the refusal of a request, and the headers that announce the limit."""
@@ -299,6 +308,10 @@ class FakeChatServer:
                 return rejection, {}
             self._taken.add(request.id)
             return None, self._limit.headers(now)
+
+
+def _bug(message: str) -> Reply:
+    return _error(501, message, "bug_in_test", {"x-should-retry": "false"})
 
 
 def _error(status: int, message: str, code: str, headers: Mapping[str, str] | None = None) -> Reply:

@@ -276,9 +276,9 @@ def test_credentials_of_every_kind_are_redacted(server, way):
     server.script("a", Reply(status=400, body={"error": {"message": "x" * 490 + KEY}}))
     server.script("b", Reply(status=400, body={"error": {"message": f"key: {KEY}"}}))
     with ChatPool(1, base_url=server.url, session=session, headers=headers.get(way)) as pool:
-        told = " ".join(f"{result.error} {result.error.body}" for result in pool.map(["a", "b"]).failures)
+        shown = " ".join(f"{result.error} {result.error.body}" for result in pool.map(["a", "b"]).failures)
     session.close()
-    assert KEY[:8] not in told
+    assert KEY[:8] not in shown
 
 
 def test_secret_in_the_query_is_redacted(server):

@@ -71,14 +71,14 @@ def test_rate_limit_of_a_model_loses_no_call(make_pool):
 
 
 @pytest.mark.parametrize(
-    ("model", "kind", "message", "tries"),
+    ("model", "kind", "message", "attempts"),
     [
         ("too-long", BadRequestError, "ContextWindowExceeded", 1),
         ("unknown", BadRequestError, "Invalid model name", 1),
         ("nobody-there", InternalServerError, "Connection error", 3),
     ],
 )
-def test_failing_prompt_has_an_error_and_the_others_are_answered(make_pool, model, kind, message, tries):
+def test_failing_prompt_has_an_error_and_the_others_are_answered(make_pool, model, kind, message, attempts):
     """The gateway passes on the error of the server behind it."""
     failing = {"model": model, "messages": [{"role": "user", "content": "a"}]}
     with make_pool(max_tries=3, max_wait=0.1) as pool:
@@ -87,4 +87,4 @@ def test_failing_prompt_has_an_error_and_the_others_are_answered(make_pool, mode
     assert answers[1:] == PROMPTS[:50]
     assert type(error) is kind
     assert message in str(error)
-    assert error.attempts == tries
+    assert error.attempts == attempts

@@ -76,7 +76,7 @@ def test_summary_counts_resumed_answers_apart():
     summary = Answers([good(0, elapsed=99, attempts=9), good(1, elapsed=0.5)], wall=60.0, resumed=[0]).summary()
     assert summary.splitlines()[:3] == [
         "2 prompts: 2 answered (1 resumed), 0 failed in 60.0 s (1 a minute)",
-        "requests: 1, 0 retries; tokens: 1 in, 2 out, 3 total",
+        "requests: 1, 0 retries; tokens: 1 in, 2 out, 3 total; resumed: 3 tokens",
         "median 0.50 s, p95 0.50 s; bottleneck: nothing",
     ]
 
@@ -179,7 +179,7 @@ def test_results_of_a_large_map_are_small(server):
 
 
 def test_answers_with_a_lambda_pickle_without_it(server, pool):
-    """What was answered travels; retry tells what is missing."""
+    """Answers are pickled; ``retry`` says what is missing."""
     server.script("bad", Reply(status=400), Reply())
     answers = pickle.loads(pickle.dumps(pool.map(["a", "bad"], parse=lambda text: text.upper())))
     assert answers == ["A", None]
