@@ -59,7 +59,7 @@ class Workers:
             work = threading.Thread(target=self._work, args=[self._calls], name="chatpool-worker", daemon=True)
             try:
                 work.start()
-            except RuntimeError:  # the workers that exist go on; each start that fails leaves a task in the executor's queue
+            except RuntimeError:  # the workers that exist go on; each failed start leaves a task in the queue
                 self._next_start = time.monotonic() + _PAUSE
                 return
         self._count += 1
