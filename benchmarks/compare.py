@@ -70,7 +70,7 @@ def main():
 
 
 def make_certificates(folder):
-    """Make a certificate for the server, and tell the clients its authority, beside all that certifi knows."""
+    """Make a certificate for the server, and a bundle for the clients: its authority beside all of certifi's."""
     import certifi
     import trustme
 

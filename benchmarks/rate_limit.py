@@ -4,7 +4,7 @@ python benchmarks/rate_limit.py [NAME …]             simulated, in seconds of 
 python benchmarks/rate_limit.py --real [NAME …]      with ChatPool and FakeChatServer, in real time
 python benchmarks/rate_limit.py --openai [NAME …]    likewise, and the OpenAI SDK in threads beside it
 
-Nobody is told the limits: 40 workers send all prompts as fast as they may. NAME: a part of a shape's name.
+The limits are not announced: 40 workers send all prompts as fast as they may. NAME: a part of a shape's name.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from chatpool.testing import (
     SlidingWindow,
 )
 
-WORKERS, TRIES, MOST_SENDS, MAX_WAIT = 40, 6, 30, 60.0  # the pool's defaults, but for the workers
+WORKERS, MOST_TRIES, MOST_SENDS, MAX_WAIT = 40, 6, 30, 60.0  # the pool's defaults, but for the workers
 SEND = 0.0003  # seconds that it takes to send a request
 REFUSE = 0.002  # seconds until a refusal is back
 
@@ -297,7 +297,7 @@ class Pool:
         prompt.tries += self.limits.answers_of(prompt.model) <= prompt.answers_before
         wait = self.limits.refused(now, prompt, kind("", retry_after=asked), announced)
         self.limits.left_wire(now, prompt)
-        if prompt.tries >= TRIES or prompt.attempts >= MOST_SENDS:
+        if prompt.tries >= MOST_TRIES or prompt.attempts >= MOST_SENDS:
             self.outcome.lost += 1
             self._end(prompt)
         else:
@@ -379,7 +379,7 @@ def with_openai(url: str, prompts: list[Prompt], model: str | None) -> tuple[flo
 
     from openai import OpenAI, OpenAIError
 
-    client = OpenAI(base_url=url, api_key="sk-bench", max_retries=TRIES)
+    client = OpenAI(base_url=url, api_key="sk-bench", max_retries=MOST_TRIES)
     began = time.monotonic()
 
     def ask(prompt: Prompt) -> tuple[Prompt, float, bool]:

@@ -57,7 +57,7 @@ class Chat(asyncio.Protocol):
 
 
 async def main():
-    """Serve until stdin closes, as it does when whoever started this ends."""
+    """Serve until stdin closes, as it does when the process that started this ends."""
     Chat.latency = float(sys.argv[1]) if len(sys.argv) > 1 else 0.0
     context = None
     if len(sys.argv) > 2:

@@ -57,10 +57,12 @@ class CallError(ChatPoolError):
     ``status_code``: the HTTP status, or None without a reply. ``code``: the server's error code, or chatpool's own
     short name. ``request_id``: the server's id of the request, for its support. ``retry_after``: seconds that the
     server asked to wait. ``attempts``: HTTP requests sent for the prompt. ``body``: the start of the server's reply,
-    with the key redacted. ``should_retry``: the server's header ``x-should-retry``, or None.
+    with the key redacted. ``should_retry``: the server's header ``x-should-retry``, or None. ``text``: of an answer
+    that ``ChatPool.stream`` yielded in part, the text so far; None for other calls.
     """
 
     should_retry: bool | None = None
+    text: str | None = None
 
     def __init__(
         self,

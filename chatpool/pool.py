@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Callable, TypeVar, overload
@@ -35,13 +33,16 @@ from ._protocol.settings import (
     make_settings,
     session_has_auth,
 )
+from ._scheduling.answer_stream import AnswerStream, StreamJob
 from ._scheduling.budgets import RunBudget
-from ._scheduling.engine import Core, Engine
+from ._scheduling.engine import Engine
+from ._scheduling.engine_holder import EngineHolder
 from ._scheduling.job import FutureJob, InlineJob, Job
-from ._scheduling.mapper import Callbacks, Mapper
-from ._scheduling.registry import engine_for
+from ._scheduling.mapper import Callbacks, JournalUse, Mapper
 from ._version import __version__
-from .errors import ConfigurationError, PoolClosedError
+from .errors import ConfigurationError
+
+_USER_AGENT = f"chatpool/{__version__}"
 
 _Parse = Callable[[str], Any]
 _Params = Mapping[str, Any]
@@ -69,6 +70,8 @@ class ChatPool:
     ``headers``: extra request headers. If they hold credentials (Authorization, api-key, x-api-key), no key is taken
     from the environment.
     ``timeout``: (connect, read), or one number for both. read limits the whole answer of one attempt. Default (5, 600).
+    ``idle_timeout``: if it is set, answers are streamed, and an attempt is aborted and repeated when no byte of its
+    answer has come for so long. Default: no streaming. It must be longer than the model thinks without a word.
     ``max_tries``: attempts for one prompt. Default 6. At most two of them may end at the read limit, as each may be
     charged for. A rate limit (429) counts only if no other call of this pool was answered since the last attempt; no
     prompt is sent more than 5 × ``max_tries`` times.
@@ -100,6 +103,7 @@ class ChatPool:
         params: _Params | None = None,
         headers: Mapping[str, str] | None = None,
         timeout: Timeout = DEFAULT_TIMEOUT,
+        idle_timeout: float | None = None,
         max_tries: int = DEFAULT_MAX_TRIES,
         max_time: float | None = None,
         max_wait: float = DEFAULT_MAX_WAIT,
@@ -115,18 +119,13 @@ class ChatPool:
         self._callbacks = Callbacks(check_hook("on_retry", on_retry), check_hook("on_result", on_result))
         self._settings = make_settings(
             max_workers=max_workers, model=model, api_key=api_key, base_url=base_url, system=system, params=params,
-            headers=headers, timeout=timeout, max_tries=max_tries, max_time=max_time, max_wait=max_wait,
-            requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute, prices=prices,
-            has_own_auth=session_has_auth(session),
+            headers=headers, timeout=timeout, idle_timeout=idle_timeout, max_tries=max_tries, max_time=max_time,
+            max_wait=max_wait, requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute,
+            prices=prices, has_own_auth=session_has_auth(session),
         )  # fmt: skip
         self._session = session
-        self._pool_id = object()  # by which an engine distinguishes the jobs of several pools
         self._progress = progress
-        self._closed = False
-        self._is_shared = False  # its engine is used by other pools of this process, too
-        # One engine for each process that uses this pool; a parent's stays here, unused, after a fork.
-        self._engines: dict[int, Engine] = {}
-        self._making: dict[int, threading.Lock] = {}
+        self._engines = EngineHolder(self._settings, session, _USER_AGENT)
 
     @overload
     def map(
@@ -309,6 +308,19 @@ class ChatPool:
             raise result.error
         return result.value
 
+    @explain_unknown_arguments
+    def stream(self, prompt: Prompt, *, params: _Params | None = None, deadline: float | None = None) -> AnswerStream:
+        """Send one prompt and yield the pieces of its answer's text as they arrive; raise its CallError if it fails.
+
+        It is sent when the first piece is asked for. A failure before the first piece arrives is retried; a later one
+        is raised, with the text so far as the error's ``text``. Closing or dropping the iterator cancels the call, and
+        its slot is free at once. A slow reader holds no slot: the answer is read at the pace of the server.
+        ``deadline``: seconds from now, in which the time in the queue counts. After the last piece the iterator's
+        ``result`` is the ChatResult. A server that does not stream gives one piece.
+        """
+        job = self._make_job(StreamJob, params, deadline=deadline)
+        return AnswerStream(job, job.builder.request(0, prompt), self._callbacks)
+
     def retry(self, answers: Answers[_T]) -> Answers[_T]:
         """Send only the failed prompts of ``answers`` again; return answers with their new results in place."""
         if not isinstance(answers, Answers):
@@ -326,6 +338,8 @@ class ChatPool:
         ).map(items, known)
         again.wall += answers.wall
         again.waits = dict(Counter(answers.waits) + Counter(again.waits))
+        again.resumed |= answers.resumed & known.keys()
+        again.replaced = [*answers.replaced, *answers.failures]
         return again
 
     def estimate(self, prompts: Iterable[Prompt], *, params: _Params | None = None) -> Estimate:
@@ -335,14 +349,7 @@ class ChatPool:
 
     def close(self) -> None:
         """Cancel the calls in progress, end the threads and close the connections. Closing again does nothing."""
-        self._closed = True
-        engine = self._engines.pop(os.getpid(), None)
-        if engine is None:
-            return
-        if self._is_shared:
-            engine.cancel_pool(self._pool_id)
-        else:
-            engine.close()
+        self._engines.close()
 
     def __enter__(self) -> ChatPool:
         return self
@@ -351,10 +358,9 @@ class ChatPool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the pool; first wait for submitted calls, unless an exception is propagating."""
-        engine = self._engines.get(os.getpid())
         try:
-            if kind is None and engine is not None:
-                wait(engine.futures_of(self._pool_id))
+            if kind is None:
+                self._engines.wait()
         finally:
             self.close()
 
@@ -374,44 +380,24 @@ class ChatPool:
         return {
             **self.__dict__,
             "_settings": settings,
-            "_engines": {},
-            "_making": {},
+            "_engines": self._engines.is_closed,
             "_callbacks": Callbacks(),
-            "_pool_id": None,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._settings = find_key(self._settings)
-        self._is_shared, self._pool_id = True, object()
+        self._engines = EngineHolder(
+            self._settings, self._session, _USER_AGENT, is_shared=True, is_closed=state["_engines"]
+        )
 
     def _engine(self) -> Engine:
-        """Return this process's engine. If several threads need it first, one makes it for all."""
-        if self._closed:
-            raise PoolClosedError("this pool is closed; make a new one")
-        pid = os.getpid()
-        engine = self._engines.get(pid)
-        if engine is None:
-            # A lock for each process: in a forked child, the parent's might be held for ever.
-            with self._making.setdefault(pid, threading.Lock()):
-                engine = self._engines.get(pid)
-                if engine is None:
-                    self._engines[pid] = engine = self._make_engine()
-        return engine
-
-    def _make_engine(self) -> Engine:
-        user_agent = f"chatpool/{__version__}"
-        if not self._is_shared:
-            return Engine(self._settings, Core(self._settings, self._session, user_agent))
-        import pickle  # noqa: PLC0415 - the pool was unpickled, so that this finds it loaded
-
-        key = b"" if self._session is None else pickle.dumps(self._session)
-        return engine_for(self._settings, self._session, key, user_agent)
+        return self._engines.get()
 
     def _mapper(
         self, *, progress: bool | None = None, journal: PathLike | None = None, request_budget: int | None = None,
         token_budget: int | None = None, cost_budget: float | None = None, dedupe: bool = False,
-        retries_failed: bool = True, repeats: frozenset[int] | None = None, **how: Any,
+        journal_use: JournalUse | None = None, **how: Any,
     ) -> Mapper:  # fmt: skip
         """Return the mapper of a job; ``how``: the arguments of ``_make_job``."""
         check_run(journal, progress)
@@ -421,7 +407,7 @@ class ChatPool:
         shown = self._progress if progress is None else progress
         return Mapper(
             job, progress=shown, journal=journal, callbacks=self._callbacks, dedupe=dedupe,
-            retries_failed=retries_failed, repeats=repeats,
+            journal_use=journal_use,
         )  # fmt: skip
 
     def _make_job(
@@ -442,5 +428,5 @@ class ChatPool:
             deadline=check_deadline(deadline),
             max_time=self._settings.max_time,
         )
-        job.pool_id, job.reask = self._pool_id, reask
+        job.pool_id, job.reask = self._engines.pool_id, reask
         return job

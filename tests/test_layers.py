@@ -28,19 +28,22 @@ LAYERS = [
     {"report", "__main__"},
 ]
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
-HTTP = {f"_http/{name}" for name in ("session", "environment", "pools", "connections", "tls", "fast_path", "failures")}
+HTTP = {
+    f"_http/{name}"
+    for name in ("session", "reading", "environment", "pools", "connections", "tls", "fast_path", "failures")
+}
 HOMES = {
     "requests": HTTP,
     "urllib3": HTTP,
     "backoff": {"_scheduling/retry"},
     "tqdm": {"_scheduling/progress"},
-    "plotly": {"_cli/report"},
+    "plotly": {"_cli/charts"},
     "distributed": {"_cluster/client", "_cluster/worker", "_cli/run"},
 }
 STARTS_THREADS = {
     "_scheduling/actor",
     "_scheduling/workers",
-    "_scheduling/callbacks",
+    "_scheduling/callback_threads",
     "_scheduling/preload",
     "_http/keys",
     "_http/resolver",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import math
@@ -20,10 +21,14 @@ from chatpool._files.choosing import EMBEDDINGS_PATH, Choice
 from chatpool._files.inputs import FORMATS
 from chatpool._files.permissions import logger as _file_logger
 from chatpool._files.templates import Template
+from chatpool._protocol.requests import CHAT_PATH
+from chatpool._protocol.schemas import ResponseFormat, response_format_of
 from chatpool._protocol.settings import DEFAULT_TIMEOUT
 from chatpool.errors import ChatPoolError, ConfigurationError
 
-from .run import RunAborted, RunOptions, dry_run, mute_stdout, run
+from .dry_run import dry_run
+from .run import RunAborted, RunOptions, mute_stdout, run
+from .words import in_command_words
 
 _EXAMPLES = """examples:
   chatpool run prompts.txt -o answers.jsonl                one prompt a line
@@ -31,7 +36,8 @@ _EXAMPLES = """examples:
   chatpool run batch.jsonl -o output.jsonl --workers 50    an input file of OpenAI's Batch API
   chatpool run table.csv -o answers.csv --template 'Translate into {lang}: {text}'
   chatpool run table.csv -o answers.csv --limit 3          try the first three prompts
-  chatpool run table.csv -o answers.csv --dry-run          estimate calls and tokens; sends nothing
+  chatpool run table.csv -o answers.csv --dry-run          estimate calls, tokens and costs; sends nothing
+  chatpool run table.csv -o answers.csv --price MODEL=0.10,0.50 --param max_tokens=200 --cost-budget 5
   chatpool run prompts.txt -o answers.jsonl --base-url http://localhost:8000/v1 --model llama3.2
   chatpool run prompts.txt -o answers.jsonl --dask tcp://scheduler:8786    through the workers of a cluster
   cat prompts.txt | chatpool run - -o answers.jsonl --param temperature=0 --param max_tokens=200
@@ -47,14 +53,14 @@ or a pattern such as 'data/*.csv'; - is stdin"""
 
 _YesOrNo = argparse.BooleanOptionalAction
 _POOL_OPTIONS = [
-    "base_url", "timeout", "max_tries", "max_wait", "requests_per_minute", "tokens_per_minute",
+    "base_url", "timeout", "idle_timeout", "max_tries", "max_wait", "requests_per_minute", "tokens_per_minute",
     "progress",
 ]  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 0 all answered, 1 some failed, 2 bad usage, 130 interrupted."""
-    args = _parser().parse_args(argv)
+    args = _parse(argv)
     try:
         with _file_messages_on_stderr():
             return int(args.run(args))
@@ -63,10 +69,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunAborted as aborted:
         return _report_to_user(str(aborted), aborted.exit_code)
     except (ChatPoolError, argparse.ArgumentTypeError) as error:
-        return _report_to_user(f"chatpool: {error}", 2)
+        return _report_to_user(f"chatpool: {in_command_words(str(error))}", 2)
     except BrokenPipeError:  # the program that read our output is gone
         mute_stdout()
         return 1
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the arguments; an unknown one is reported with the usage of its command, such as ``chatpool run``."""
+    args, unknown = _parser().parse_known_args(argv)
+    if unknown:
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return args
 
 
 def _report_to_user(message: str, exit_code: int) -> int:
@@ -112,7 +126,7 @@ def _add_run(commands: Any) -> None:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, parser=parser)
     add = parser.add_argument
     add("input", metavar="INPUT", nargs="+", help=_INPUT)
     add(
@@ -120,10 +134,11 @@ def _add_run(commands: Any) -> None:
         "--output",
         metavar="OUTPUT",
         help="file for the answers, from which the next run continues; .csv, .tsv and .parquet are the input's table "
-        "with the columns answer and error, and continue from OUTPUT.chatpool.jsonl",
+        "with the columns answer (or answer.FIELD for the fields of --schema) and error, and continue from "
+        "OUTPUT.chatpool.jsonl",
     )
     add("--text", action="store_true", help="write plain answers to stdout in order, one a line; line ends become \\n")
-    add("--dry-run", action="store_true", help="count the calls and tokens, and the prompts already done; send nothing")
+    add("--dry-run", action="store_true", help="count calls, tokens, costs and prompts already done; send nothing")
     _add_reading_options(add)
     add("--usage", action="store_true", help="add columns for tokens, cost and finish reason to a table")
     add("--model", help=f"model for prompts that name none (default: OPENAI_MODEL, or {DEFAULT_MODEL})")
@@ -135,6 +150,7 @@ def _add_run(commands: Any) -> None:
     add("--rpm", dest="requests_per_minute", metavar="N", type=float, help="at most N requests a minute")
     add("--tpm", dest="tokens_per_minute", metavar="N", type=float, help="at most N tokens a minute")
     add("--timeout", metavar="SECONDS", type=_timeout, default=DEFAULT_TIMEOUT, help="CONNECT,READ (default: 5,600)")
+    add("--idle-timeout", metavar="SECONDS", type=float, help="stream, and retry an answer that is silent for so long")
     add("--max-tries", metavar="N", type=int, default=6, help="at most N attempts for a prompt (default: %(default)s)")
     add(
         "--max-wait",
@@ -146,6 +162,15 @@ def _add_run(commands: Any) -> None:
     add("--deadline", metavar="SECONDS", type=float, help="time limit of the whole run; prompts not done by then fail")
     add("--request-budget", metavar="N", type=int, help="stop sending after N requests")
     add("--token-budget", metavar="N", type=int, help="stop sending once N tokens have been used")
+    add("--cost-budget", metavar="DOLLARS", type=float, help="stop before the run costs more, by the prices")
+    add(
+        "--price",
+        metavar="MODEL=IN,OUT",
+        action="append",
+        default=[],
+        type=_price,
+        help="dollars for a million tokens of prompt and of answer, and perhaps of cached prompt; repeat",
+    )
     add(
         "--retry-failed", action=_YesOrNo, default=True, help="send the prompts again that failed before (default: yes)"
     )
@@ -163,6 +188,7 @@ def _add_reading_options(add: Any) -> None:
         type=_template,
         help="make prompts of columns: 'Translate into {lang}: {text}'; @FILE reads it",
     )
+    add("--schema", metavar="FILE", type=_schema, help="JSON schema of every answer; see -o for its fields")
     add("--id-field", metavar="COLUMN", help="column or field with a unique name for each row, the custom_id")
     add("--endpoint", metavar="PATH", help=f"for prompts that name none, such as {EMBEDDINGS_PATH} (default: chat)")
     add("--limit", metavar="N", type=int, help="send only the first N prompts, to try")
@@ -177,7 +203,7 @@ def _add_report(commands: Any) -> None:
         "latencies, requests in flight, rate limits, tokens and failures. Works while the run goes on, too.",
         epilog="example: chatpool report answers.jsonl -o report.html",
     )
-    parser.set_defaults(run=_report)
+    parser.set_defaults(run=_report, parser=parser)
     parser.add_argument("journal", metavar="JOURNAL", help="the file of answers")
     parser.add_argument("-o", "--output", metavar="HTML", help="default: the journal's name with .html")
 
@@ -190,20 +216,21 @@ def _add_demo(commands: Any) -> None:
         "a few hundred prompts through the real client.",
         epilog="example: chatpool demo",
     )
-    parser.set_defaults(run=_demo)
+    parser.set_defaults(run=_demo, parser=parser)
 
 
 def _add_fake_server(commands: Any) -> None:
     parser = commands.add_parser(
         "fake-server",
         help="serve a chat API on this machine that echoes every prompt",
-        description="Serve a fake chat API on 127.0.0.1 until Ctrl-C, to test programs in any language.",
+        description="Serve a fake chat API on 127.0.0.1 until Ctrl-C, to test programs in any language. It echoes "
+        "every prompt, or replies with a random value of the JSON schema that a request asks for.",
         epilog="examples:\n  chatpool fake-server --port 8080\n"
         "  chatpool fake-server --port 8080 --latency 0.3 --error-rate 0.05 --rpm 600 --key sk-test\n"
         "  chatpool run prompts.txt --text --base-url http://127.0.0.1:8080/v1",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(run=_fake_server)
+    parser.set_defaults(run=_fake_server, parser=parser)
     add = parser.add_argument
     add("--port", type=int, default=0, help="default: a free one")
     add("--latency", metavar="SECONDS", type=float, default=0.0, help="mean delay before each answer")
@@ -226,10 +253,16 @@ def _run(args: argparse.Namespace) -> int:
         args.id_field,
         _endpoint(args.endpoint),
         args.model,
+        args.schema is not None,
     )
+    if choice.has_schema and "response_format" in dict(args.param):
+        raise ConfigurationError("--schema sets response_format; leave --param response_format out")
+    if choice.has_schema and choice.path != CHAT_PATH:
+        raise ConfigurationError("--schema is for chat completions; leave it or --endpoint out")
     more: dict[str, Any] = {
         "system": args.system if choice.system is None else None,
         "model": args.model,
+        "prices": dict(args.price),
     }
     if args.header:
         more["headers"] = dict(args.header)
@@ -279,14 +312,35 @@ def _fake_server(args: argparse.Namespace) -> int:
             latency=(lambda: rng.uniform(0.5, 1.5) * args.latency) if args.latency else 0.0,
             rate_limit=limit,
             key=args.key,
-            reply=chaos(args.error_rate, seed=args.seed) if args.error_rate else None,
+            reply=_reply_of_fake_server(chaos(args.error_rate, seed=args.seed)),
+            most_recorded=1,
         )
     except OSError as error:
         raise ConfigurationError(f"cannot serve on port {args.port}: {error.strerror}") from None
     with server:
         print(f"serving on {server.url}, until Ctrl-C", flush=True)
-        threading.Event().wait()
-    return 0
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+    return 130
+
+
+def _reply_of_fake_server(faults: Any) -> Any:
+    """Return a function that replies with an answer of the type that is asked for, or with a fault of ``faults``.
+
+    A wrong base URL is an error, as other servers would reject it, too.
+    """
+    from chatpool._testing.samples import answer_of_its_type  # noqa: PLC0415 - only this command needs it
+    from chatpool.testing import Reply  # noqa: PLC0415 - likewise
+
+    def reply(request: Any) -> Any:
+        if not request.path.startswith(("/v1/", "/openai/")) or request.path.startswith("/v1/v1/"):
+            url = f"http://{request.headers.get('host', '127.0.0.1')}/v1"
+            message = f"no such path; the base URL of this server is {url}"
+            return Reply(status=404, body={"error": {"message": message, "code": "unknown_path"}})
+        fault = faults(request)
+        return answer_of_its_type(request) if fault.status == 200 else fault
+
+    return reply
 
 
 def _check_fake_server(args: argparse.Namespace) -> None:
@@ -298,6 +352,18 @@ def _check_fake_server(args: argparse.Namespace) -> None:
         raise ConfigurationError(f"--rpm must be more than 0, not {args.rpm:g}")
     if not 0 <= args.port < 2**16:
         raise ConfigurationError(f"--port must be from 0 to {2**16 - 1}, not {args.port}")
+
+
+def _price(text: str) -> tuple[str, tuple[float, ...]]:
+    """Parse MODEL=IN,OUT or MODEL=IN,OUT,CACHED. A model's name may contain = itself."""
+    model, _, prices = text.rpartition("=")
+    try:
+        numbers = tuple(float(part) for part in prices.split(","))
+    except ValueError:
+        numbers = ()
+    if not model or not 2 <= len(numbers) <= 3 or not all(0 <= number < math.inf for number in numbers):
+        raise argparse.ArgumentTypeError(f"{text!r} is not MODEL=IN,OUT, in dollars for a million tokens")
+    return model, numbers
 
 
 def _param(text: str) -> tuple[str, Any]:
@@ -322,6 +388,27 @@ def _template(text: str) -> Template:
         raise argparse.ArgumentTypeError(f"cannot read {text[1:]}: {error.strerror}") from None
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _schema(path: str) -> ResponseFormat:
+    """Read a JSON schema; also from the ``response_format`` of a request, which has it inside."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            document = json.load(file)
+        for name in ("json_schema", "schema"):
+            if isinstance(document, dict) and isinstance(document.get(name), dict):
+                document = document[name]
+        response_format = response_format_of(document)[1]
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"cannot read {path}: {error.strerror}") from None
+    except ConfigurationError as error:
+        problem = str(error).partition("JSON schema: ")[2] or str(error)
+        raise argparse.ArgumentTypeError(f"{path} is not a JSON schema: {problem}") from None
+    except (ValueError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"{path} is not valid JSON: {error}") from None
+    if response_format is None:
+        raise argparse.ArgumentTypeError(f"{path} is not a JSON schema: it names neither a type nor properties")
+    return response_format
 
 
 def _header(text: str) -> tuple[str, str]:

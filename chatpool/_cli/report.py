@@ -1,4 +1,4 @@
-"""``chatpool report``: shows a journal as one HTML page. The only module that uses plotly (extra ``report``).
+"""``chatpool report``: shows a journal as one HTML page.
 
 The page is self-contained, plotly.js included (about 5 MB), and loads nothing from the network. It quotes no prompt and
 no answer, but a server's error messages may quote a prompt, so only its owner can read the file.
@@ -6,33 +6,43 @@ no answer, but a server's error messages may quote a prompt, so only its owner c
 
 from __future__ import annotations
 
-import math
 import os
-from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from html import escape
 from typing import Any
 
-from chatpool._files.history import Cause, History, read_history
+from chatpool._files.history import History, read_history
 from chatpool._files.permissions import PRIVATE, make_private
+from chatpool._protocol.prices import show_cost
 from chatpool._protocol.results import PathLike
 from chatpool._protocol.summary import plural
+from chatpool._scheduling.limits import SLOTS
 from chatpool._version import __version__
 from chatpool.errors import ConfigurationError
 
-BLUE, ORANGE, RED = "#3366aa", "#dd8800", "#cc3344"
+from . import charts
+from .charts import BLUE, GREEN, ORANGE
 
-_PERCENTILES = {"median": 0.5, "95 %": 0.95, "99 %": 0.99}
-_BINS_PER_DECADE = 20  # of the histogram; on a linear axis one slow call would squeeze the others together
-_MIN_LATENCY = 0.001  # seconds, the start of that axis
-_MAX_CAUSES = 12  # in the chart; the table below it lists all
+_PERCENTILES = {"median": 0.5, "p95": 0.95, "p99": 0.99}
+_MIN_LATENCY = 0.001  # seconds, the start of the axis of the histogram
+_MAX_CAUSES = 12  # in the chart
+_MAX_RUNS = 20  # in the table
 _EXAMPLE_LENGTH = 200  # characters of an error's message
-_CHART_OPTIONS = {"displayModeBar": False, "responsive": True}  # drag to zoom in, double-click to zoom out
-_STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
-h1{font-size:1.5rem;overflow-wrap:anywhere}h2{font-size:1.15rem;margin:2rem 0 0}p{margin:.3rem 0}
-table{border-collapse:collapse;font-size:.9rem}td,th{text-align:left;padding:.2rem 1rem .2rem 0;vertical-align:top;
-overflow-wrap:anywhere}footer{margin-top:2rem;color:#666;font-size:.85rem}"""
+_ENDINGS = {None: "no end: killed, or still going on", "GeneratorExit": "stopped by the program that read the answers"}
+_STYLE = """:root{color-scheme:light dark;--ink:#1d2127;--dim:#68707c;--line:#dfe3e8;--tile:#f5f7f9;--page:#fff}
+@media(prefers-color-scheme:dark){:root{--ink:#e4e7eb;--dim:#98a1ad;--line:#343b45;--tile:#1f252d;--page:#14181d}}
+*{box-sizing:border-box}body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:0 auto;padding:1.2rem;
+color:var(--ink);background:var(--page)}h1{font-size:1.4rem;margin:.4rem 0;overflow-wrap:anywhere}
+h2{font-size:1.1rem;margin:2rem 0 .2rem}p{margin:.2rem 0}.dim,footer{color:var(--dim);font-size:.9rem}
+.tiles{display:grid;grid-template-columns:repeat(auto-fill,minmax(9.5rem,1fr));gap:.6rem;margin:1rem 0}
+.tiles div{background:var(--tile);border-radius:.5rem;padding:.6rem .8rem;overflow-wrap:anywhere}
+.tiles b{display:block;font-size:1.25rem;line-height:1.3}.tiles span{color:var(--dim);font-size:.85rem}
+.table,.js-plotly-plot{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem;width:100%}
+td,th{text-align:left;padding:.3rem 1rem .3rem 0;vertical-align:top;border-bottom:1px solid var(--line)}
+td{overflow-wrap:break-word;white-space:nowrap}td:last-child{white-space:normal;min-width:10rem;width:99%}footer{margin-top:2rem}
+.js-plotly-plot text{fill:var(--ink)!important}.js-plotly-plot .legend .bg{fill:none!important}"""
 
 
 def write_report(journal: PathLike, output: PathLike) -> None:
@@ -53,8 +63,8 @@ def write_report(journal: PathLike, output: PathLike) -> None:
 
 def render(history: History, name: str) -> str:
     """Return the page. Raises ConfigurationError if plotly is not installed."""
-    script = _plotly_js()
-    sections = (_latencies, _in_flight, _tokens, _failures)
+    script = charts.plotly_js()
+    sections = (_throughput, _held_back, _in_flight, _latencies, _tokens, _failures, _runs)
     body = "\n".join(section(history) for section in sections) if history.prompts else "<p>No call is finished yet.</p>"
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{escape(name)} – chatpool report</title>
@@ -62,68 +72,117 @@ def render(history: History, name: str) -> str:
 <body><h1>{escape(name)}</h1>
 {_overview(history)}
 {body}
-<footer>chatpool {__version__}, {datetime.now():%Y-%m-%d %H:%M}; times are local</footer></body></html>
+<footer>chatpool {__version__}, {datetime.now():%Y-%m-%d %H:%M}; times are local; drag in a chart to zoom in,
+double-click to zoom out</footer></body></html>
 """
 
 
 def _overview(history: History) -> str:
-    runs, answered = history.calls.merged(), len(history.latencies)
-    began = f" from {datetime.fromtimestamp(runs[0][0]):%Y-%m-%d %H:%M} on" if runs else ""
+    runs, answered = history.runs, len(history.latencies)
+    began = f" from {_date(runs[0].began)} on" if runs else ""
     outcomes = f"{answered:,} answered, {history.prompts - answered:,} failed"
+    tiles = "".join(f"<div><span>{name}</span><b>{value}</b></div>" for name, value in _tiles(history))
     return (
         f"<p><b>{plural(history.prompts, 'prompt')}: {outcomes}</b></p>"
-        f"<p>{plural(history.requests, 'request')} in {_seconds(history.calls.covered)}, "
+        f'<p class="dim">{plural(history.spent.attempts, "request")} in {_seconds(history.seconds)}, '
         f"in {plural(len(runs), 'run')}{began}</p>"
+        f'<div class="tiles">{tiles}</div>'
     )
+
+
+def _tiles(history: History) -> Iterator[tuple[str, str]]:
+    ordered, spent = sorted(history.latencies), history.spent
+    if history.models:
+        names = [escape(name) for name, _ in history.models.most_common(3)]
+        yield (
+            ("model" if len(history.models) == 1 else "models"),
+            ", ".join(names) + (", …" if len(history.models) > 3 else ""),
+        )
+    if history.seconds and ordered:
+        yield "answers a second", f"{len(ordered) / history.seconds:,.3g}"
+    if ordered:
+        yield "latency, p95", _seconds(_percentile(ordered, 0.95))
+    if history.first_tokens:
+        yield "first token, median", _seconds(_percentile(sorted(history.first_tokens), 0.5))
+    if spent.cost is not None:
+        yield "cost", show_cost(spent.cost)
+    if spent.usage.total_tokens:
+        yield "tokens", f"{spent.usage.total_tokens:,}"
+    yield "truncated answers", f"{history.truncated:,}"
+    yield "failed attempts", f"{sum(history.failed_attempts.values()):,}"
+    if spent.unanswered:
+        yield "unanswered, perhaps charged", plural(spent.unanswered, "request")
+
+
+def _throughput(history: History) -> str:
+    runs, edges = history.edges(), _flat(history.edges())
+    answers = {"answers": (GREEN, _rates(history.answers.sums(edges), edges))}
+    figure = charts.over_time(runs, answers, "answers a second")
+    rate = len(history.latencies) / history.seconds if history.seconds else 0.0
+    return _section("Answers a second", f"{rate:,.3g} on average.", figure)
+
+
+def _in_flight(history: History) -> str:
+    runs, edges = history.edges(), _flat(history.edges())
+    figure = charts.over_time(runs, {"requests in flight": (BLUE, history.attempts.means(edges))}, "in flight")
+    if history.rate_limited.total:
+        rates = _rates(history.rate_limited.sums(edges), edges)
+        charts.add_second_axis(figure, runs, "429s a second", rates)
+    mean = history.attempts.total / history.seconds if history.seconds else 0.0
+    text = f"{mean:.1f} requests in flight on average, {history.rate_limited.total:,} rate-limited (429)."
+    return _section("In flight and rate-limited", text, figure)
+
+
+def _held_back(history: History) -> str:
+    runs = history.edges()
+    shares = history.held_back(runs)
+    title = "What held the run back"
+    if not shares:
+        return _section(title, "No call had to wait, or an older version wrote the journal.")
+    colors = charts.stack_colors(shares)
+    layers = {_cause(cause): (colors[cause], values) for cause, values in shares.items()}
+    figure = charts.over_time(runs, layers, "share of the time", is_stack=True)
+    figure.update_yaxes(tickformat=".0%", range=[0, 1.05])
+    return _section(title, _causes(history), figure)
+
+
+def _causes(history: History) -> str:
+    """Return a sentence about what held the runs back, for which share of their time."""
+    waits = sum((Counter(run.waits) for run in history.runs), Counter())
+    shares = [(cause, seconds / max(history.seconds, seconds)) for cause, seconds in waits.most_common()]
+    parts = [f"{escape(_cause(cause))} {share:.0%} of the time" for cause, share in shares if share >= 0.005]
+    return f"Calls waited for: {', '.join(parts)}." if parts else "Calls hardly waited."
+
+
+def _cause(cause: str) -> str:
+    return f"{SLOTS} (every slot in use)" if cause == SLOTS else cause
 
 
 def _latencies(history: History) -> str:
     ordered = sorted(max(_MIN_LATENCY, seconds) for seconds in history.latencies)
     if not ordered:
         return ""
-    figure = _figure([_steps(*_histogram(ordered), "answers", BLUE)], "seconds, logarithmic", "answers")
-    figure.update_xaxes(type="log")
-    marks = {name: ordered[min(len(ordered) - 1, int(share * len(ordered)))] for name, share in _PERCENTILES.items()}
-    for name, seconds in marks.items():
-        figure.add_vline(x=seconds, line_dash="dot", line_width=1)
-        figure.add_annotation(x=math.log10(seconds), y=1, yref="paper", yanchor="bottom", text=name, showarrow=False)
+    marks = {name: _percentile(ordered, share) for name, share in _PERCENTILES.items()}
     values = ", ".join(f"{name} {_seconds(seconds)}" for name, seconds in marks.items())
-    return _section("Time to an answer", f"From the first attempt, waits included: {values}.", figure)
-
-
-def _histogram(ordered: Sequence[float]) -> tuple[list[float], list[int]]:
-    """Return the edges of logarithmic bins, and the number of values in each."""
-    first = math.floor(math.log10(ordered[0]) * _BINS_PER_DECADE)
-    last = math.floor(math.log10(ordered[-1]) * _BINS_PER_DECADE) + 1
-    edges = [10 ** (number / _BINS_PER_DECADE) for number in range(first, last + 1)]
-    positions = [bisect_left(ordered, edge) for edge in [*edges[:-1], math.inf]]
-    return edges, [late - early for early, late in zip(positions, positions[1:])]
-
-
-def _in_flight(history: History) -> str:
-    edges = _flat(history.edges())
-    times, name = _times(edges), "429s a second"
-    traces = [_steps(times, history.attempts.means(edges), "requests in flight", BLUE)]
-    if history.rate_limited.total:
-        traces.append(_steps(times, _rates(history.rate_limited.sums(edges), edges), name, RED, yaxis="y2"))
-    figure = _over_time(history, traces, "in flight")
-    axis = {"overlaying": "y", "side": "right", "title": name, "rangemode": "tozero", "tickmode": "auto"}
-    figure.update_layout(yaxis2=axis)
-    mean = f"{history.attempts.total / history.calls.covered:.1f} requests in flight on average"
-    return _section("In flight and rate-limited", f"{mean}, {history.rate_limited.total:,} rate-limited (429).", figure)
+    text = f"From the first attempt, waits included: {values}."
+    return _section("Time to an answer", text, charts.latencies(ordered, marks))
 
 
 def _tokens(history: History) -> str:
-    total_in, total_out = history.tokens_in.total, history.tokens_out.total
-    if not total_in + total_out:
+    usage = history.spent.usage
+    if not usage.total_tokens:
         return ""
-    edges = _flat(history.edges())
-    traces = [
-        _steps(_times(edges), _rates(series.sums(edges), edges), name, color)
+    runs, edges = history.edges(), _flat(history.edges())
+    layers = {
+        name: (color, _rates(series.sums(edges), edges))
         for series, name, color in ((history.tokens_in, "in", BLUE), (history.tokens_out, "out", ORANGE))
-    ]
-    text = f"{total_in:,} in, {total_out:,} out, {total_in + total_out:,} total, as counted by the server."
-    return _section("Tokens", text, _over_time(history, traces, "tokens a second"))
+    }
+    text = f"{usage.prompt_tokens:,} in, {usage.completion_tokens:,} out, {usage.total_tokens:,} total"
+    for count, name in ((usage.cached_tokens, "cached"), (usage.reasoning_tokens, "reasoning")):
+        text += f", {count:,} {name}" if count else ""
+    cost = "" if history.spent.cost is None else f" Cost: {show_cost(history.spent.cost)}."
+    figure = charts.over_time(runs, layers, "tokens a second", is_stack=True)
+    return _section("Tokens", f"{text}, of all attempts, as counted by the server.{cost}", figure)
 
 
 def _failures(history: History) -> str:
@@ -132,67 +191,45 @@ def _failures(history: History) -> str:
     causes = history.failures.most_common()
     if not causes:
         return _section("Failures", f"No prompt failed. {attempts}")
-    table = "".join(_row(count, cause, history.examples[cause]) for cause, count in causes)
-    text = f"{plural(sum(history.failures.values()), 'prompt')} failed. {attempts}"
+    count = sum(history.failures.values())
+    rows = [(one.name, str(one.cause), _shorten(one.message)) for one in history.failed]
+    more = f'<p class="dim">and {count - len(rows):,} more</p>' if count > len(rows) else ""
     return (
-        _section("Failures by cause", text, _bars(causes[:_MAX_CAUSES]))
-        + f"<table><tr><th>prompts</th><th>cause</th><th>example</th></tr>{table}</table>"
+        _section("Failures by cause", f"{plural(count, 'prompt')} failed. {attempts}")
+        + charts.bars({str(cause): number for cause, number in causes[:_MAX_CAUSES]})
+        + f"<h2>Failed prompts</h2>{_table(('custom_id', 'cause', 'message'), rows)}{more}"
     )
 
 
-def _row(count: int, cause: Cause, example: str) -> str:
-    if len(example) > _EXAMPLE_LENGTH:
-        example = example[: _EXAMPLE_LENGTH - 1] + "…"
-    return f"<tr><td>{count:,}</td><td>{escape(str(cause))}</td><td>{escape(example)}</td></tr>"
+def _runs(history: History) -> str:
+    runs = history.runs
+    rows = [
+        (f"{datetime.fromtimestamp(run.began):%Y-%m-%d %H:%M:%S}", _seconds(run.ended - run.began), _ending(run.how))
+        for run in runs[-_MAX_RUNS:]
+    ]
+    return f"<h2>Runs</h2>{_table(('began', 'length', 'end'), rows)}"
 
 
-def _bars(causes: Sequence[tuple[Cause, int]]) -> Any:
-    from plotly.graph_objects import Bar  # noqa: PLC0415 - loaded only when a report is made
-
-    names, counts = [escape(str(cause)) for cause, _ in causes], [count for _, count in causes]
-    bar = Bar(x=counts, y=names, text=counts, orientation="h", marker_color=RED)
-    figure = _figure([bar], "prompts", None)
-    figure.update_yaxes(autorange="reversed", automargin=True)
-    figure.update_layout(height=120 + 30 * len(causes))
-    return figure
+def _ending(how: str | None) -> str:
+    return _ENDINGS.get(how) or (how if how in ("finished", "interrupted") else f"ended with {how}")
 
 
-def _steps(edges: Sequence[Any], values: Sequence[float], name: str, color: str, **more: Any) -> Any:
-    """Return the outline of a histogram: each value from its edge to the next."""
-    from plotly.graph_objects import Scatter  # noqa: PLC0415 - loaded only when a report is made
-
-    line = {"shape": "hv", "color": color, "width": 1.5}
-    return Scatter(x=list(edges), y=[*values, 0], name=name, mode="lines", line=line, fill="tozeroy", **more)
-
-
-def _figure(traces: Iterable[Any], x: str | None, y: str | None) -> Any:
-    from plotly.graph_objects import Figure  # noqa: PLC0415 - loaded only when a report is made
-
-    figure = Figure(list(traces))
-    figure.update_layout(
-        template="simple_white",
-        height=320,
-        margin={"t": 30, "b": 40, "l": 60, "r": 60},
-        legend={"orientation": "h", "y": 1.1},
-        xaxis={"title": x},
-        yaxis={"title": y, "rangemode": "tozero"},
-    )
-    return figure
-
-
-def _over_time(history: History, traces: Iterable[Any], y: str) -> Any:
-    """Return a chart over time, without the time between the runs."""
-    runs = history.edges()
-    figure = _figure(traces, None, y)
-    # 1 ms later, because a point on the first bound is left out too.
-    breaks = [_times([before[-1] + 0.001, after[0]]) for before, after in zip(runs, runs[1:])]
-    figure.update_xaxes(rangebreaks=[{"bounds": bounds} for bounds in breaks])
-    return figure
+def _table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    head = "".join(f"<th>{name}</th>" for name in names)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="table"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def _section(title: str, text: str, figure: Any = None) -> str:
-    chart = "" if figure is None else figure.to_html(full_html=False, include_plotlyjs=False, config=_CHART_OPTIONS)
-    return f"<h2>{title}</h2><p>{text}</p>{chart}"
+    return f"<h2>{title}</h2><p>{text}</p>{'' if figure is None else charts.to_html(figure)}"
+
+
+def _percentile(ordered: Sequence[float], share: float) -> float:
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def _shorten(message: str) -> str:
+    return message if len(message) <= _EXAMPLE_LENGTH else message[: _EXAMPLE_LENGTH - 1] + "…"
 
 
 def _flat(runs: Sequence[Sequence[float]]) -> list[float]:
@@ -200,12 +237,12 @@ def _flat(runs: Sequence[Sequence[float]]) -> list[float]:
     return [edge for edges in runs for edge in edges]
 
 
-def _times(edges: Iterable[float]) -> list[str]:
-    return [datetime.fromtimestamp(edge).isoformat(sep=" ", timespec="milliseconds") for edge in edges]
-
-
 def _rates(sums: Sequence[float], edges: Sequence[float]) -> list[float]:
-    return [amount / (late - early) for amount, early, late in zip(sums, edges, edges[1:])]
+    return [amount / (late - early) if late > early else 0.0 for amount, early, late in zip(sums, edges, edges[1:])]
+
+
+def _date(instant: float) -> str:
+    return f"{datetime.fromtimestamp(instant):%Y-%m-%d %H:%M}"
 
 
 def _seconds(seconds: float) -> str:
@@ -213,14 +250,6 @@ def _seconds(seconds: float) -> str:
         return f"{seconds:.3g} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
-
-
-def _plotly_js() -> str:
-    try:
-        from plotly.offline import get_plotlyjs  # noqa: PLC0415 - loaded only when a report is made
-    except ImportError:
-        raise ConfigurationError("chatpool report needs plotly; pip install 'chatpool[report]'") from None
-    return str(get_plotlyjs())
 
 
 def _open_private(path: str, flags: int) -> int:

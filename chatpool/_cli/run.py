@@ -7,27 +7,29 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Callable, TextIO
 
 from chatpool._files.batch_format import digest_of
 from chatpool._files.choosing import Choice
-from chatpool._files.compaction import compact
 from chatpool._files.inputs import Input, InputError
-from chatpool._files.journal import Journal, JournalView
+from chatpool._files.journal import Journal
+from chatpool._files.journal_view import JournalView
 from chatpool._files.tables import check_table, is_table, journal_of, write_table
 from chatpool._protocol.request_builder import Request, RequestBuilder
-from chatpool._protocol.requests import BatchRequest, estimate_tokens, path_of
+from chatpool._protocol.requests import BatchRequest, path_of
 from chatpool._protocol.results import ChatResult
+from chatpool._protocol.schemas import ResponseFormat
+from chatpool._protocol.shown import escape
 from chatpool._protocol.summary import Summary, plural
-from chatpool._protocol.terminal import escape_controls
-from chatpool._scheduling.mapper import Mapper
+from chatpool._scheduling.mapper import JournalUse, Mapper
 from chatpool.errors import ConfigurationError, JournalError
 from chatpool.pool import ChatPool
 
 from .selection import EmptyLines, Outcomes, Selection
+from .words import in_command_words
 
 _CONNECT_TIMEOUT = 10  # seconds, to a Dask scheduler
 
@@ -53,12 +55,14 @@ class RunOptions:
     deadline: float | None
     request_budget: int | None
     token_budget: int | None
+    cost_budget: float | None
     retry_failed: bool
     limit: int | None
     dedupe: bool
     usage: bool
     dask: str | None
     choice: Choice
+    schema: ResponseFormat | None = None
 
     def open_input(self) -> Input:
         """Open the input; raise ConfigurationError if the output would overwrite it."""
@@ -68,7 +72,7 @@ class RunOptions:
             self.input_format,
             choice=self.choice,
             encoding=self.encoding,
-            uses_ids=not (self.is_table or self.dedupe),  # there, the answers are matched by the prompts alone
+            uses_ids=not self.is_table,  # there, the answers are matched by the prompts alone
         )
         for path in outputs:
             if prompts.is_file(path):
@@ -89,7 +93,12 @@ class RunOptions:
     @cached_property
     def builder(self) -> RequestBuilder:
         """Makes requests of prompts."""
-        return RequestBuilder(self.pool._settings, {})
+        return RequestBuilder(self.pool._settings, self.params)
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The fields of every body that the schema adds."""
+        return {} if self.schema is None else {"response_format": self.schema.field}
 
     def digest(self, prompt: BatchRequest) -> str:
         """Return the hash by which the journal identifies a prompt's request."""
@@ -102,74 +111,56 @@ def run(options: RunOptions) -> int:
     with closing(options.open_input()) as prompts:
         _check_output(options)
         repeats = prompts.check(options.digest, is_deduped=options.dedupe)
-        _print_notes(options, prompts)
+        print_notes(options, prompts)
         selection = Selection(prompts, repeats, options.digest, limit=options.limit, is_deduped=options.dedupe)
-        summary, is_resumed = Summary(), _has_lines(options.journal)
+        summary = Summary(first=1, failures=options.journal or "the file of -o OUTPUT")
         with _open_mapper(options, repeats) as mapper:
             try:
                 _send(options, mapper, selection, summary)
             except KeyboardInterrupt as error:
                 for result in _unread_results(error):
                     summary.add(result)
-                _write_table(options, selection)
+                _finish_output(options, selection)
                 done = f"{summary.answered:,} of {plural(len(selection), 'prompt')} answered"
                 raise RunAborted(f"interrupted: {done}; {_how_to_continue(options)}", 130) from None
             except (JournalError, InputError) as error:
                 if not summary.prompts and not _unread_results(error):  # nothing was sent
                     raise
                 raise RunAborted(f"chatpool: {error}; {_how_to_continue(options)}", 1) from None
-        _write_table(options, selection)
-        if options.output is not None and not options.is_table and is_resumed and summary.resumed < summary.prompts:
-            compact(options.output)
-    for line in summary.format(mapper.wall, mapper.limited_by(summary.prompts - summary.resumed)):
-        print(line, file=sys.stderr)
+        _finish_output(options, selection)
+    for line in summary.format(mapper.wall, mapper.limited_by):
+        print(in_command_words(line), file=sys.stderr)
     return 1 if summary.failed else 0
 
 
-def dry_run(options: RunOptions) -> int:
-    """Print to stdout how many calls and tokens a run would take; sends and writes nothing."""
-    calls = tokens = done = 0
-    with closing(options.open_input()) as prompts:
-        repeats = prompts.check(options.digest, is_deduped=options.dedupe)
-        _print_notes(options, prompts)
-        selection = Selection(prompts, repeats, options.digest, limit=options.limit, is_deduped=options.dedupe)
-        path = options.journal
-        with Journal(path, is_read_only=True) if path and os.path.exists(path) else nullcontext() as journal:
-            view = JournalView(journal, _digest_of(options), None, retries_failed=options.retry_failed, repeats=repeats)
-            for index, prompt in enumerate(selection):
-                request = options.builder.request(index, prompt)
-                if view.find(request) is not None:
-                    done += 1
-                    continue
-                calls += 1
-                tokens += estimate_tokens(options.builder.payload(request), options.builder.body(prompt))
-    print(f"{plural(calls + done, 'prompt')}: {done:,} already done, {calls:,} to send")
-    print(f"about {tokens:,} tokens, if every answer is as long as its request allows")
-    return 0
-
-
-def _digest_of(options: RunOptions) -> Callable[[Request], str]:
+def digest_function(options: RunOptions) -> Callable[[Request], str]:
+    """Return a function from a request to its hash."""
     return lambda request: options.digest(request.prompt)
 
 
-def _has_lines(journal: str | None) -> bool:
-    return journal is not None and os.path.exists(journal) and os.path.getsize(journal) > 0
-
-
-def _write_table(options: RunOptions, selection: Selection) -> None:
-    """Write the table that comes out, if that is what comes out."""
-    if options.output is None or options.journal is None or not options.is_table:
+def _finish_output(options: RunOptions, selection: Selection) -> None:
+    """Write what depends on all answers: the table, or the lines of prompts that were not sent, as an equal one was."""
+    if options.journal is None or not (options.is_table or options.dedupe):
         return
-    with Journal(options.journal, is_read_only=True) as journal:
-        view = JournalView(journal, _digest_of(options), None, repeats=selection.repeats)
-        outcomes = Outcomes(selection, options.builder, view)
-        try:
-            added = write_table(options.output, selection.prompts, outcomes.of, has_usage=options.usage)
-        except OSError as error:
-            message = f"chatpool: cannot write {options.output}: {error.strerror}; the answers are in {options.journal}"
-            raise RunAborted(f"{message}; {_how_to_continue(options)}", 1) from None
-    if added[:2] != ["answer", "error"]:
-        _note(f"the input has such columns already; the new ones of {options.output} are {', '.join(added)}")
+    # Opened again, to read what was just written. The lock keeps another run from writing the same table.
+    with Journal(options.journal, by_body=options.dedupe, by_name=not options.is_table) as journal:
+        view = JournalView(journal, digest_function(options), options.schema, repeats=selection.repeats)
+        if options.is_table:
+            _write_table(options, selection, view)
+        else:
+            selection.copy_equals(options.builder, view)
+
+
+def _write_table(options: RunOptions, selection: Selection, view: JournalView) -> None:
+    assert options.output is not None
+    outcomes = Outcomes(selection, options.builder, view)
+    try:
+        names = write_table(options.output, selection.prompts, outcomes.of, options.schema, has_usage=options.usage)
+    except OSError as error:
+        message = f"chatpool: cannot write {options.output}: {error.strerror}; the answers are in {options.journal}"
+        raise RunAborted(f"{message}; {_how_to_continue(options)}", 1) from None
+    if names:
+        _note(f"the input has such columns already; the new ones of {options.output} are {', '.join(names)}")
 
 
 def _check_output(options: RunOptions) -> None:
@@ -179,11 +170,17 @@ def _check_output(options: RunOptions) -> None:
         raise ConfigurationError("--text prints a line for each prompt, --dedupe sends equal ones once; leave one out")
     if options.limit is not None and options.limit < 1:
         raise ConfigurationError(f"--limit must be 1 or more, not {options.limit}")
-    if options.output is not None and options.is_table:
+    if options.output is None:
+        return
+    folder = os.path.dirname(options.output) or "."
+    if not os.path.isdir(folder):
+        raise ConfigurationError(f"the folder {folder} of the output does not exist; create it first")
+    if options.is_table:
         check_table(options.output)
 
 
-def _print_notes(options: RunOptions, prompts: Input) -> None:
+def print_notes(options: RunOptions, prompts: Input) -> None:
+    """Print to stderr what a user should know about the input and the output."""
     for note in prompts.notes():
         _note(note)
     if options.is_table:
@@ -191,7 +188,7 @@ def _print_notes(options: RunOptions, prompts: Input) -> None:
 
 
 def _note(text: str) -> None:
-    print(f"chatpool: {escape_controls(text)}", file=sys.stderr)
+    print(f"chatpool: {escape(text)}", file=sys.stderr)
 
 
 def mute_stdout() -> None:
@@ -246,12 +243,17 @@ def _stdout(options: RunOptions) -> Iterator[TextIO]:
 def _open_mapper(options: RunOptions, repeats: frozenset[int]) -> Iterator[Mapper]:
     """Yield the mapper that sends the prompts, from this process or through a cluster."""
     common: dict[str, Any] = {"deadline": options.deadline, "journal": options.journal}
-    common.update(retries_failed=options.retry_failed, repeats=repeats)
+    common.update(params=options.params, parse=options.schema)
+    # With dedupe, the lines of equal prompts are needed until all have theirs.
+    by_name = not (options.is_table or options.dedupe)
+    common.update(journal_use=JournalUse(options.retry_failed, repeats, by_name), dedupe=options.dedupe)
+    budgets = {name: getattr(options, name) for name in ("request_budget", "token_budget", "cost_budget")}
     if options.dask is None:
-        yield options.pool._mapper(request_budget=options.request_budget, token_budget=options.token_budget, **common)
+        yield options.pool._mapper(**budgets, **common)
         return
-    if options.request_budget is not None or options.token_budget is not None:
-        raise ConfigurationError("--request-budget and --token-budget do not work with --dask; leave one of them out")
+    given = [f"--{name.replace('_', '-')}" for name, value in budgets.items() if value is not None]
+    if given:
+        raise ConfigurationError(f"{given[0]} does not work with --dask; leave one of them out")
     with _connect(options.dask) as client:
         from chatpool._cluster.client import mapper  # noqa: PLC0415 - only --dask needs it
 
@@ -263,7 +265,7 @@ def _connect(scheduler: str) -> Any:
     try:
         from distributed import Client  # noqa: PLC0415 - only --dask needs it
     except ImportError:
-        raise ConfigurationError("--dask needs Dask; pip install 'chatpool[dask]'") from None
+        raise ConfigurationError("--dask needs Dask; pip install distributed") from None
     target = {"scheduler_file": scheduler} if os.path.isfile(scheduler) else {"address": scheduler}
     try:
         return Client(**target, timeout=_CONNECT_TIMEOUT)
@@ -278,8 +280,9 @@ def _one_line(result: ChatResult, *, is_terminal: bool) -> str:
     """
     if not result.ok:
         return ""
-    text = (result.text or json.dumps(result.response)).replace("\\", "\\\\")
-    return escape_controls(text) if is_terminal else text.replace("\r", "\\r").replace("\n", "\\n")
+    value = result.value if result.text else result.response
+    text = (value if isinstance(value, str) else json.dumps(value)).replace("\\", "\\\\")
+    return escape(text) if is_terminal else text.replace("\r", "\\r").replace("\n", "\\n")
 
 
 def _how_to_continue(options: RunOptions) -> str:

@@ -26,6 +26,7 @@ from chatpool._protocol.judgement import is_fatal_for_all
 from chatpool._protocol.request_builder import Request, RequestBuilder
 from chatpool._protocol.requests import Prompt, check_prompts
 from chatpool._protocol.results import Attempt, ChatResult, PathLike
+from chatpool._protocol.schemas import response_format_of
 from chatpool._protocol.settings import check_deadline, check_params, check_parse
 from chatpool._scheduling.call import unsent
 from chatpool._scheduling.job import Job, Reason
@@ -40,7 +41,7 @@ try:
 
     from .worker import Batch, Chunk, answer, share_budgets, stop
 except ImportError as error:
-    raise ImportError(f"chatpool.distributed needs Dask; install chatpool with its extra 'dask' ({error})") from None
+    raise ImportError(f"chatpool.distributed needs Dask; pip install distributed ({error})") from None
 
 __all__ = ["imap_unordered", "map"]
 
@@ -60,7 +61,9 @@ def map(
     client: Client | None = None,
     *,
     params: Mapping[str, Any] | None = None,
+    response_format: Any = None,
     parse: Callable[[str], Any] | None = None,
+    reask: bool = True,
     deadline: float | None = None,
     progress: bool | None = None,
     journal: PathLike | None = None,
@@ -69,14 +72,16 @@ def map(
 
     ``pool``: its settings; ``max_workers`` is for each worker process, ``requests_per_minute`` and
     ``tokens_per_minute`` are for all of them together. A key from the environment is not sent along: the workers need
-    it in theirs. ``client``: a ``distributed.Client``; default: the present one. ``parse`` runs on the workers, and so
-    must pickle, as must what it returns. ``on_result`` is called as in ``ChatPool.map``, ``on_retry`` is not.
+    it in theirs. ``client``: a ``distributed.Client``; default: the present one. ``response_format`` and ``parse`` are
+    applied on the workers, and so must pickle, as must the values that they return.
+    ``on_result`` is called as in ``ChatPool.map``, ``on_retry`` is not.
 
     A prompt whose worker was lost is sent to another, until three were lost with it. It is paid for twice only if
     it was in flight, or was answered within the last tenth of a second.
     """
     check_prompts(prompts)
-    return mapper(pool, client, params, parse, deadline, progress, journal).map(enumerate(prompts))
+    how = {"response_format": response_format, "reask": reask}
+    return mapper(pool, client, params, parse, deadline, progress, journal, **how).map(enumerate(prompts))
 
 
 def imap_unordered(
@@ -85,7 +90,9 @@ def imap_unordered(
     client: Client | None = None,
     *,
     params: Mapping[str, Any] | None = None,
+    response_format: Any = None,
     parse: Callable[[str], Any] | None = None,
+    reask: bool = True,
     deadline: float | None = None,
     progress: bool | None = None,
     journal: PathLike | None = None,
@@ -95,7 +102,8 @@ def imap_unordered(
     ``ChatResult.index`` is the prompt's. See ``map`` and ``ChatPool.imap_unordered`` for the rest.
     """
     check_prompts(prompts)
-    return mapper(pool, client, params, parse, deadline, progress, journal).stream(prompts, in_order=False)
+    how = {"response_format": response_format, "reask": reask}
+    return mapper(pool, client, params, parse, deadline, progress, journal, **how).stream(prompts, in_order=False)
 
 
 def mapper(
@@ -106,14 +114,19 @@ def mapper(
     deadline: float | None = None,
     progress: bool | None = None,
     journal: PathLike | None = None,
+    *,
+    response_format: Any = None,
+    reask: bool = True,
     **how: Any,
 ) -> Mapper:
     """Return the mapper of a job whose calls are made by a cluster."""
-    check_parse(parse)
-    params = check_params(params)
+    fields, parse_format = response_format_of(response_format)
+    check_parse(parse, has_type=parse_format is not None)
+    params, parse = {**check_params(params), **fields}, parse or parse_format
     cluster = Cluster(pool, _check_client(client or get_client()), params)
     builder = RequestBuilder(pool._settings, params)
     job = _ClusterJob(cluster, builder, parse=parse, deadline=check_deadline(deadline))
+    job.reask = reask
     shown = pool._progress if progress is None else progress
     return Mapper(job, progress=shown, journal=journal, callbacks=pool._callbacks, **how)
 
@@ -190,7 +203,7 @@ class Cluster:
         self._todo: deque[Request] = deque()
         self._sent: dict[int, _SentBatch] = {}
         self._losses: Counter[int] = Counter()  # workers lost, by prompt
-        self.waits: Counter[str] = Counter()  # seconds that slots were empty, over all workers, by cause
+        self.waits: Counter[str] = Counter()  # seconds in which calls were held back, over all workers, by cause
         self._numbers = 0
         self._looked_at = self._counted_at = self._sent_at = -math.inf
 
@@ -271,18 +284,18 @@ class Cluster:
 
     def _take_in_chunk(self, job: Job, chunk: Chunk) -> None:
         sent = self._sent.get(chunk.batch)
-        for bare, timeline in chunk.results:
+        for bare, timeline, error_body in chunk.results:
             request = sent.requests.pop(bare.index, None) if sent is not None else None
             if sent is None or request is None:
                 continue  # its worker was taken for lost, and it is out again
             self._workers[sent.worker] = self._workers.get(sent.worker, 0) - 1
-            self._settle(job, replace(bare, prompt=request.prompt), timeline)
+            self._settle(job, replace(bare, prompt=request.prompt), timeline, error_body)
         if chunk.waits is not None and self._sent.pop(chunk.batch, None) is not None:
             self.waits.update(chunk.waits)
 
-    def _settle(self, job: Job, result: ChatResult, timeline: Sequence[Attempt]) -> None:
+    def _settle(self, job: Job, result: ChatResult, timeline: Sequence[Attempt], error_body: str | None = None) -> None:
         if job.record is not None:
-            job.record(result, timeline)
+            job.record(result, timeline, error_body)
         job.settle([result])
         if result.error is not None and _is_hopeless(result.error):
             self._stop_sending(job, functools.partial(no_call_can_succeed, result.error))
@@ -383,6 +396,7 @@ class Cluster:
             1 / len(self._workers),
             self._params,
             job.parse,
+            job.reask,
             None if job.deadline == math.inf else max(0.0, job.deadline - time.monotonic()),
             [(request.index, request.prompt) for request in requests],
         )

@@ -40,16 +40,20 @@ class Batch:
     part: float
     params: Mapping[str, Any]
     parse: Parse | None
+    reask: bool
     deadline: float | None
     prompts: Sequence[tuple[int, Any]]
 
 
 @dataclass(frozen=True, repr=False)
 class Chunk:
-    """Some results of a batch, without their prompts. ``waits``: with the last of them, seconds by cause."""
+    """Some results of a batch, without prompts, each with its attempts and the body of a failed reply.
+
+    ``waits``: with the last of them, seconds by cause.
+    """
 
     batch: int
-    results: Sequence[tuple[ChatResult, Sequence[Attempt]]]
+    results: Sequence[tuple[ChatResult, Sequence[Attempt], str | None]]
     waits: Mapping[str, float] | None
 
 
@@ -79,16 +83,17 @@ def stop(job_id: str) -> None:
 def _chunks(batch: Batch) -> Iterator[Chunk]:
     pool = _pool_of(batch)
     job = pool._make_job(Job, batch.params, batch.parse, batch.deadline)
+    job.reask = batch.reask
     pool._engine().share_budgets(batch.part)
-    timelines: dict[int, Sequence[Attempt]] = {}
-    job.record = lambda result, timeline: timelines.__setitem__(result.index, timeline)
+    attempts: dict[int, tuple[Sequence[Attempt], str | None]] = {}
+    job.record = lambda result, timeline, error_body: attempts.__setitem__(result.index, (timeline, error_body))
     left = len(batch.prompts)
     with _listed(batch.job, job):
         job.backend.start(job, [job.builder.request(index, prompt) for index, prompt in batch.prompts])
         while left:
             fresh = job.gather(left, _CHUNK_EVERY)
             left -= len(fresh)
-            results = [(replace(result, prompt=None), timelines.pop(result.index, ())) for result in fresh]
+            results = [(replace(result, prompt=None), *attempts.pop(result.index, ((), None))) for result in fresh]
             if results:
                 yield Chunk(batch.number, results, None if left else job.waits)
 

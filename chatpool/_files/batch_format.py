@@ -8,20 +8,21 @@ Source of the format: "The request output object" in OpenAI's API reference for 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from chatpool._protocol.replies import recall_completion
 from chatpool._protocol.requests import CHAT_PATH, path_of, plain_number
-from chatpool._protocol.results import Attempt, ChatResult
+from chatpool._protocol.results import Attempt, ChatResult, Usage
 from chatpool.errors import CallError, class_named
+
+from .runs import Spending, spending_of
 
 LINE_START = b'{"id": "'
 ID_PREFIX = b"chatpool-"
@@ -32,6 +33,7 @@ _NO_ERROR = b', "error": null'
 # Line ends to Python's splitlines and to other tools, but not to JSON.
 _LINE_ENDS = re.compile("[\x85\u2028\u2029]")
 _SUCCESS = range(200, 300)
+_COPIED = ("hash", "error", "message", "code", "status_code", "started")  # our fields that a copy of a line has, too
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=plain_number)
 _encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
@@ -53,47 +55,79 @@ def digest_of(path: str, body: Mapping[str, Any]) -> str:
     return hashlib.sha256(f"{path}\n{canonical}".encode("ascii")).hexdigest()[:32]
 
 
-def line_of(result: ChatResult, key: Key, timeline: Sequence[Attempt] = ()) -> bytes:
-    """Return the line for a result, with its newline. ``timeline``: the call's attempts, if any of them failed.
+def hash64(name: str) -> int:
+    """Return a hash of 64 bits."""
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
+
+def line_of(
+    result: ChatResult,
+    key: Key,
+    timeline: Sequence[Attempt] = (),
+    error_body: str | None = None,
+    run: Mapping[str, Any] | None = None,
+) -> bytes:
+    """Return the line for a result, with its newline.
+
+    ``timeline``: the call's attempts, if any of them failed. ``error_body``: of the reply that ended it, if it failed.
+    ``run``: further fields, about the run.
     As the Batch API has it, an error status is a ``response``, and ``error`` is for a call without a reply, or with a
     reply that is not an answer.
     """
-    error, response = result.error, _response_of(result)
+    error, response = result.error, _response_of(result, error_body)
     is_shown = error is not None and (response is None or response["status_code"] in _SUCCESS)
     document = {
-        "id": f"{ID_PREFIX.decode()}{os.urandom(8).hex()}",
+        "id": _new_id(),
         "custom_id": key.custom_id,
         "response": response,
         "error": {"code": error.code or type(error).__name__, "message": str(error)} if error and is_shown else None,
-        "chatpool": _own_fields(result, key, timeline),
+        "chatpool": {**_own_fields(result, key, timeline), **(run or {})},
     }
+    return _encode(document)
+
+
+def copy_of(document: Mapping[str, Any], key: Key) -> bytes:
+    """Return the line for an equal request that was not sent: the same reply or error, at no cost and in no time."""
+    own = {name: value for name, value in document["chatpool"].items() if name in _COPIED}
+    own.update(attempts=0, elapsed=0.0, usage=asdict(Usage()), copy=True)
+    return _encode({**document, "id": _new_id(), "custom_id": key.custom_id, "chatpool": own})
+
+
+def _new_id() -> str:
+    return f"{ID_PREFIX.decode()}{os.urandom(8).hex()}"
+
+
+def _encode(document: Mapping[str, Any]) -> bytes:
     text = _LINE_ENDS.sub(lambda found: f"\\u{ord(found[0]):04x}", _to_json(document))
     # backslashreplace turns a lone surrogate into \udc80, which is also its escape in JSON.
     return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
-def _response_of(result: ChatResult) -> dict[str, Any] | None:
+def _response_of(result: ChatResult, error_body: str | None) -> dict[str, Any] | None:
     """Return the server's reply as the Batch API shows it; None if there was none."""
     error, body = result.error, result.response
-    status = error.status_code if error else None
-    request_id = result.request_id or (error.request_id if error else None) or ""
+    status = error.status_code if error else 200
+    if body is None and error is not None:
+        body = _error_document(error, error_body)
     if body is None:
-        if error is None or status is None or status in _SUCCESS:
-            return None
-        body = _load_excerpt(error.body) or {
-            "error": {"message": error.body or str(error), "type": None, "param": None, "code": error.code}
-        }
+        return None
+    request_id = result.request_id or (error.request_id if error else None) or ""
     return {"status_code": status or 200, "request_id": request_id, "body": body}
 
 
-def _load_excerpt(excerpt: str | None) -> dict[str, Any] | None:
-    """Return the object in the excerpt of an error's body; None if it is cut off, or is not JSON."""
-    for text in (excerpt or "", (excerpt or "").replace("\\n", "\n")):  # line ends are escaped in an excerpt
-        with contextlib.suppress(ValueError, RecursionError):
-            body = json.loads(text, strict=False)
-            return body if isinstance(body, dict) else None
-    return None
+def _error_document(error: CallError, body: str | None) -> dict[str, Any] | None:
+    """Return the body of a failed reply as an object: its JSON, or else its text in OpenAI's format for errors.
+
+    None for a call that failed without a reply.
+    """
+    if body is None and error.status_code is None:
+        return None
+    document = load(body or "")
+    if isinstance(document, list) and len(document) == 1:  # Gemini
+        document = document[0]
+    if isinstance(document, dict):
+        return document
+    return {"error": {"message": body or str(error), "type": type(error).__name__, "param": None, "code": error.code}}
 
 
 def _own_fields(result: ChatResult, key: Key, timeline: Sequence[Attempt]) -> dict[str, Any]:
@@ -101,9 +135,10 @@ def _own_fields(result: ChatResult, key: Key, timeline: Sequence[Attempt]) -> di
     fields: dict[str, Any] = {"hash": key.digest}
     if error is not None:  # right after the hash, where parse_head looks for it
         fields.update(error=type(error).__name__, message=str(error), code=error.code, status_code=error.status_code)
-    fields.update(
-        attempts=result.attempts, started=round(time.time() - result.elapsed, 3), elapsed=round(result.elapsed, 6)
-    )
+    fields.update(started=round(time.time() - result.elapsed, 3), elapsed=round(result.elapsed, 6))
+    if result.first_token is not None:
+        fields["first_token"] = round(result.first_token, 6)
+    fields.update(Spending.of(result).fields())
     if timeline:
         fields["tries"] = [
             {"began": round(began, 3), "ended": round(ended, 3), "error": name} for began, ended, name in timeline
@@ -153,7 +188,7 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
     return document if is_complete else None
 
 
-def load(line: bytes) -> Any:
+def load(line: bytes | str) -> Any:
     """Return the value of a JSON line; None if it is not valid JSON."""
     try:
         return json.loads(line)
@@ -166,6 +201,7 @@ def result_of(document: Mapping[str, Any], index: int, prompt: Any) -> ChatResul
     own, response = document["chatpool"], document["response"] or {}
     completion = recall_completion(response.get("body"), is_chat=path_of(prompt) == CHAT_PATH)
     error = None if is_answer(document) else _error_of(document, request_id=response.get("request_id") or None)
+    spent = spending_of(document)
     if error is None and completion is None:
         return None
     return ChatResult(
@@ -175,13 +211,20 @@ def result_of(document: Mapping[str, Any], index: int, prompt: Any) -> ChatResul
         value=completion.text if completion and error is None else None,
         reasoning=completion.reasoning if completion else None,
         finish_reason=completion.finish_reason if completion else None,
-        usage=completion.usage if completion else None,
+        usage=spent.usage if spent.usage != Usage() else None,
         response=completion.response if completion else None,
         request_id=response.get("request_id") or None,
-        attempts=int(own.get("attempts", 1)),
+        attempts=spent.attempts,
         elapsed=float(own.get("elapsed", 0.0)),
         error=error,
+        cost=spent.cost,
+        unanswered=spent.unanswered,
+        first_token=_seconds(own.get("first_token")),
     )
+
+
+def _seconds(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) else None
 
 
 def _error_of(document: Mapping[str, Any], *, request_id: str | None) -> CallError:

@@ -59,6 +59,7 @@ class Choice:
     id_field: str | None = None
     endpoint: str | None = None
     model: str | None = None
+    has_schema: bool = False  # all answers have one response_format
 
     @property
     def names_columns(self) -> bool:
@@ -104,9 +105,11 @@ class Chooser:
     def entry(self, value: Any) -> Entry:
         """Return a row's request, the problem with it, or None if its prompt is empty."""
         try:
-            if isinstance(value, dict) and (self._columns is not None or self._choice.names_prompt):
-                return self._chosen(value)
-            return self._read(value)
+            is_chosen = isinstance(value, dict) and (self._columns is not None or self._choice.names_prompt)
+            entry = self._chosen(value) if is_chosen else self._read(value)
+            if self._choice.has_schema and isinstance(entry, BatchRequest):
+                _check_format(entry)
+            return entry
         except (ValueError, TypeError) as error:
             # check_prompt names a prompt by its index; here the line's number does that.
             return str(error).replace("prompt -1: ", "").replace("prompt -1 ", "it ")
@@ -225,6 +228,10 @@ class Chooser:
         self.unsent.update(key for key in value if key not in ("prompt", "system", *_NAMES))
         if prompt is None or (isinstance(prompt, str) and not prompt.strip()):
             return None
+        if isinstance(prompt, dict):
+            raise TypeError(
+                "'prompt' is an object; if pandas wrote this, use to_json(path, orient='records', lines=True)"
+            )
         if not isinstance(prompt, (str, list)):
             raise TypeError("'prompt' must be a string or a list of messages")
         if system is not None and not isinstance(system, str):
@@ -308,6 +315,14 @@ def _check_messages(messages: Any) -> None:
     """Raise TypeError for messages that no server accepts."""
     if not isinstance(messages, list) or not messages or not all(map(is_message, messages)):
         raise TypeError("'messages' must be a non-empty list of objects, each with a 'role'")
+
+
+def _check_format(request: BatchRequest) -> None:
+    """Raise ValueError for a request whose answer cannot have the format that --schema asks for."""
+    if path_of(request) != CHAT_PATH:
+        raise ValueError(f"--schema is for chat completions, not for {request.path}")
+    if isinstance(request.prompt, dict) and "response_format" in request.prompt:
+        raise ValueError("the request has a 'response_format' of its own; leave it out, or --schema")
 
 
 def _refuse_streaming(body: Mapping[str, Any]) -> None:

@@ -14,8 +14,10 @@ from typing import Any, Callable, NamedTuple
 
 from chatpool._protocol.prices import cost_of
 from chatpool._protocol.results import ChatResult
+from chatpool._protocol.schemas import ResponseFormat
 from chatpool.errors import ConfigurationError
 
+from .answer_columns import Column, answer_columns
 from .compaction import replace_file
 from .inputs import Input, Item
 from .rows import CsvRows, ParquetRows, Row, import_parquet, rows_of
@@ -30,7 +32,7 @@ _TEXT_COLUMN = "prompt"  # of prompts that came without a column
 class Outcome(NamedTuple):
     """A row's added cells. ``error``: why there is no answer. ``cost``: dollars, if the server reports them."""
 
-    answer: str | None = None
+    answer: Any = None
     error: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -58,6 +60,9 @@ def check_table(output: str) -> None:
     """Raise ConfigurationError, before anything is sent, if the table cannot be written or is somebody else's file."""
     if os.path.splitext(output)[1].lower() == ".parquet":
         import_parquet(output)
+    folder = os.path.dirname(os.path.realpath(output))
+    if not os.access(folder, os.W_OK):
+        raise ConfigurationError(f"the table {output} cannot be written: the folder {folder} is read-only")
     is_ours = os.path.exists(output + _JOURNAL_SUFFIX)
     if os.path.exists(output) and not is_ours and os.path.getsize(output):
         raise ConfigurationError(
@@ -66,25 +71,56 @@ def check_table(output: str) -> None:
 
 
 def outcome_of(result: ChatResult) -> Outcome:
-    """Return the cells of a result. An answer that is not text, such as an embedding, is JSON."""
+    """Return the cells of a result. An answer without a value, such as an embedding, is the reply as JSON."""
     usage = result.usage
-    answer = (result.text or json.dumps(result.response)) if result.ok else None
+    answer = (result.value if result.text else json.dumps(result.response)) if result.ok else None
     error = None if result.error is None else f"{type(result.error).__name__}: {result.error}"
     prompt_tokens, completion_tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (None, None)
     cost = cost_of(result.response, usage, None)
     return Outcome(answer, error, prompt_tokens, completion_tokens, cost, result.finish_reason)
 
 
-def write_table(output: str, prompts: Input, outcome_of_item: OutcomeOf, *, has_usage: bool) -> list[str]:
-    """Write the table; return the names of the added columns. ``outcome_of_item`` is called for each row, in order."""
-    columns = _columns(prompts)
-    added = _free_names(Outcome._fields if has_usage else Outcome._fields[:2], set(columns.values()))
+def write_table(
+    output: str,
+    prompts: Input,
+    outcome_of_item: OutcomeOf,
+    response_format: ResponseFormat | None = None,
+    *,
+    has_usage: bool = False,
+) -> list[str]:
+    """Write the table; return the names of the added columns if they are others than usual, because the input has such.
+
+    ``outcome_of_item`` is called for each row, in order.
+    """
+    columns, answers = _columns(prompts), answer_columns(response_format)
+    others = Outcome._fields[1:] if has_usage else Outcome._fields[1:2]
+    wanted = [*(column.name for column in answers), *others]
+    names = _free_names(wanted, set(columns.values()))
+    added = _Added(answers, others, names)
     output, extension = os.path.realpath(output), os.path.splitext(output)[1].lower()
     if extension == ".parquet":
         replace_file(output, _parquet_pieces(prompts, columns, added, outcome_of_item))
     else:
         replace_file(output, _text_pieces(prompts, columns, added, outcome_of_item, extension))
-    return added
+    return names if names != wanted else []
+
+
+class _Added(NamedTuple):
+    """The added columns: those of the answer, the fields of an ``Outcome`` that follow, and the names of all."""
+
+    answers: list[Column]
+    others: Sequence[str]
+    names: list[str]
+
+    def cells(self, outcome: Outcome) -> list[Any]:
+        """Return the cells of a row."""
+        return [*(column.cell(outcome.answer) for column in self.answers), *outcome[1 : 1 + len(self.others)]]
+
+    def arrow_types(self, pa: Any) -> list[Any]:
+        """Return the columns' types in Parquet."""
+        kinds = {"prompt_tokens": pa.int64(), "completion_tokens": pa.int64(), "cost": pa.float64()}
+        answers = [column.arrow_type(pa) for column in self.answers]
+        return [*answers, *(kinds.get(name, pa.string()) for name in self.others)]
 
 
 def _columns(prompts: Input) -> dict[str, str]:
@@ -100,10 +136,11 @@ def _columns(prompts: Input) -> dict[str, str]:
 
 
 def _free_names(wanted: Sequence[str], taken: set[str]) -> list[str]:
-    names = []
+    """Return a name for each wanted one: that itself, or with a number if it is taken."""
+    names: list[str] = []
     for name in wanted:
         free, number = name, 2
-        while free in taken:
+        while free in taken or free in names:
             free, number = f"{name}_{number}", number + 1
         names.append(free)
     return names
@@ -116,7 +153,7 @@ def _rows(prompts: Input, columns: dict[str, str], outcome_of_item: OutcomeOf) -
 
 
 def _text_pieces(
-    prompts: Input, columns: dict[str, str], added: list[str], outcome_of_item: OutcomeOf, extension: str
+    prompts: Input, columns: dict[str, str], added: _Added, outcome_of_item: OutcomeOf, extension: str
 ) -> Iterator[bytes]:
     """Yield the lines of a CSV or TSV file: with the input's separator and line ends, if it was one, in UTF-8.
 
@@ -130,10 +167,9 @@ def _text_pieces(
     line = _LineWriter(separator, like.line_end if like else "\n")
     if like is not None and like.source.encoding.startswith("utf-") and like.source.encoding != "utf-8":
         yield b"\xef\xbb\xbf"
-    yield line.of([*columns.values(), *added])
-    width = len(added)
+    yield line.of([*columns.values(), *added.names])
     for cells, outcome in _rows(prompts, columns, outcome_of_item):
-        yield line.of([*map(_cell, cells), *map(_cell, outcome[:width])])
+        yield line.of([*map(_cell, cells), *map(_cell, added.cells(outcome))])
 
 
 class _LineWriter:
@@ -158,7 +194,7 @@ def _cell(value: Any) -> str:
 
 
 def _parquet_pieces(
-    prompts: Input, columns: dict[str, str], added: list[str], outcome_of_item: OutcomeOf
+    prompts: Input, columns: dict[str, str], added: _Added, outcome_of_item: OutcomeOf
 ) -> Iterator[bytes]:
     """Yield the bytes of a Parquet file, piece by piece."""
     parquet = import_parquet("the output")
@@ -174,7 +210,7 @@ def _parquet_pieces(
     yield from sink.take()
 
 
-def _batches(prompts: Input, columns: dict[str, str], outcome_of_item: OutcomeOf, added: list[str]) -> Iterator[Any]:
+def _batches(prompts: Input, columns: dict[str, str], outcome_of_item: OutcomeOf, added: _Added) -> Iterator[Any]:
     """Yield record batches: the input's own if all files are Parquet files of one schema, or else columns of text."""
     import pyarrow as pa  # noqa: PLC0415 - an extra
 
@@ -195,17 +231,26 @@ def _batches(prompts: Input, columns: dict[str, str], outcome_of_item: OutcomeOf
         yield _with_outcomes(pa, arrays, schema, [outcome for _, outcome in chunk], added)
 
 
-def _with_outcomes(pa: Any, arrays: list[Any], schema: Any, outcomes: list[Outcome], added: list[str]) -> Any:
+def _with_outcomes(pa: Any, arrays: list[Any], schema: Any, outcomes: list[Outcome], added: _Added) -> Any:
     """Return a record batch with the added columns."""
     arrays = list(arrays)
-    for position, name in enumerate(added):
-        field = Outcome._fields[position]
-        kind = pa.int64() if field.endswith("tokens") else pa.float64() if field == "cost" else pa.string()
-        values = [outcome[position] for outcome in outcomes]
-        cells = [_utf8(value) if isinstance(value, str) else value for value in values]
-        arrays.append(pa.array(cells, kind))
+    columns = list(zip(*map(added.cells, outcomes))) or [()] * len(added.names)
+    for name, kind, values in zip(added.names, added.arrow_types(pa), columns):
+        arrays.append(_array(pa, kind, values))
         schema = schema.append(pa.field(name, kind))
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _array(pa: Any, kind: Any, values: Sequence[Any]) -> Any:
+    """Return an array of this type. A value that does not fit, such as a huge integer, is missing."""
+    if kind == pa.string():
+        values = [None if value is None else _utf8(_cell(value)) for value in values]
+    try:
+        return pa.array(values, kind)
+    except (pa.ArrowException, OverflowError, UnicodeError):
+        if len(values) == 1:
+            return pa.nulls(1, kind)
+        return pa.concat_arrays([_array(pa, kind, [value]) for value in values])
 
 
 def _utf8(text: str) -> str:

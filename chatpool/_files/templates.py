@@ -11,7 +11,7 @@ _NAME = re.compile(r"\w(?:[\w .-]*\w)?")
 
 
 class Template:
-    """A text with the names of columns in braces; doubled braces stand for themselves.
+    """A text with the names of columns in braces; a doubled brace is one brace.
 
     The whole content of the braces is a column's name, so a row can neither run code nor be taken for a template.
     Raises ValueError for a single brace, and for a text without a field. ``is_lenient``: such a text is used as it is,

@@ -11,6 +11,10 @@ from typing import Any, Callable
 
 from chatpool.errors import APITimeoutError, CallError
 
+# What this thread does now: the attempt's scope, the settings, the resolver's look_up, and the checksum of what is
+# asked. Connections are made and used far below Session.send, but in the same thread.
+current = threading.local()
+
 
 class CancelScope:
     """The one part of a call that two threads use at once: a worker attaches its socket, the scheduler shuts it down.
@@ -19,10 +23,13 @@ class CancelScope:
     """
 
     __slots__ = (
+        "_is_idle",
         "_lock",
+        "_phase_ends",
         "_socket",
         "ends",
         "error",
+        "idle_timeout",
         "is_cut",
         "is_stale",
         "on_wait",
@@ -39,8 +46,11 @@ class CancelScope:
         self.is_cut = False  # the attempt was aborted, and whatever it read is void
         self.phase, self.seconds = "", 0.0  # connect or read, and how long it may take
         self.timeout_at = self.ends = math.inf
+        self.idle_timeout = math.inf  # seconds without a byte of the reply, after which the attempt is aborted
+        self._phase_ends = math.inf
+        self._is_idle = False  # that is why the attempt was aborted
         self.is_stale = False  # the attempt used a kept connection, and that was no longer good
-        self.wants_fresh = False  # the last attempt did, so this one opens its own
+        self.wants_fresh = False  # an earlier attempt did, so this one opens its own
         self.on_wait: Callable[[], None] | None = None  # called once, when the attempt first waits for the network
 
     def begin(self, ends: float) -> None:
@@ -48,13 +58,20 @@ class CancelScope:
         with self._lock:
             if self.error is not None:
                 raise self.error
-            self.is_cut, self.ends = False, ends
-            self.wants_fresh, self.is_stale = self.is_stale, False
+            self.is_cut, self._is_idle, self.ends = False, False, ends
+            self.wants_fresh, self.is_stale = self.wants_fresh or self.is_stale, False
 
     def set_timeout(self, phase: str, seconds: float) -> None:
         """Give a phase of the attempt (connect, read) so many seconds from now, but not beyond its end."""
         self.phase, self.seconds = phase, seconds
-        self.timeout_at = min(time.monotonic() + seconds, self.ends)
+        now = time.monotonic()
+        self._phase_ends = min(now + seconds, self.ends)
+        self.timeout_at = min(self._phase_ends, now + self.idle_timeout) if phase == "read" else self._phase_ends
+
+    def note_bytes(self) -> None:
+        """Note that bytes of the reply have arrived."""
+        if self.idle_timeout < math.inf:
+            self.timeout_at = min(self._phase_ends, time.monotonic() + self.idle_timeout)
 
     def note_wait(self) -> None:
         """Note that the attempt is about to wait for the network."""
@@ -62,8 +79,23 @@ class CancelScope:
         if on_wait is not None:
             on_wait()
 
+    def watched(self, recv: Callable[[int], bytes]) -> Callable[[int], bytes]:
+        """Return a socket's ``recv`` that notes what arrives, if somebody wants to know."""
+        if self.idle_timeout == math.inf:
+            return recv
+
+        def receive(size: int) -> bytes:
+            data = recv(size)
+            self.note_bytes()
+            return data
+
+        return receive
+
     def timeout_error(self) -> APITimeoutError:
         """Return the error for the current phase's limit."""
+        if self._is_idle:
+            message = f"no byte of the answer within the idle timeout of {self.idle_timeout:g} s"
+            return APITimeoutError(message, code="idle_timeout")
         what = "no connection" if self.phase == "connect" else "no whole answer"
         message = f"{what} within the {self.phase} timeout of {self.seconds:g} s"
         return APITimeoutError(message, code=f"{self.phase}_timeout")
@@ -93,6 +125,8 @@ class CancelScope:
     def check(self, now: float) -> None:
         """Abort an attempt whose time is over. Called on every tick: a socket that connects may miss a shutdown."""
         with self._lock:
+            if not self.is_cut and now >= self.timeout_at:
+                self._is_idle = self.timeout_at < self._phase_ends
             if self.is_cut or now >= self.timeout_at:
                 self.is_cut, self.timeout_at = True, math.inf
                 self._shut_down()

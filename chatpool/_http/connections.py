@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
-import threading
 import time
 from typing import Any
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from .cancel import CancelScope
+from .cancel import CancelScope, current
 from .fast_path import FastResponse, receive_first, receive_rest, send
 from .framing import MalformedReply, Response
 from .repeats import Seen
@@ -29,10 +28,6 @@ KEEP_ALIVE = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, s
 ]
 # With these a server ends a connection that it no longer reads from. What it sent before counts.
 _HANG_UPS = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
-
-# What this thread does now: the attempt's scope, the settings, the resolver's look_up, and the checksum of what is
-# asked. Connections are made and used far below Session.send, but in the same thread.
-current = threading.local()
 
 
 class AbortableConnection:
@@ -120,11 +115,12 @@ class AbortableConnection:
             with contextlib.suppress(*_HANG_UPS):  # as in send() above
                 send(self.sock, head, body)
             scope.note_wait()
-            data = receive_first(self.sock.recv)
+            recv = scope.watched(self.sock.recv)
+            data = receive_first(recv)
         except _HANG_UPS:
             self._note_stale()
             raise
-        reply = receive_rest(data, self.sock.recv)
+        reply = receive_rest(data, recv)
         self.reply = reply if isinstance(reply, FastResponse) else None
         return reply
 

@@ -26,7 +26,10 @@ _PIECE = 2**16  # bytes received at a time
 _ONE_SEND = 2**16  # bytes up to which a body is sent together with the head
 _HEAD = re.compile(rb"HTTP/1\.1 ([2-9]\d\d)(?: ([^\r\n]*))?\r\n((?:[!#-'*+\-.^-z|~0-9A-Z]+:[^\r\n]*\r\n)+)\r\n")
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
-_NOT_SIMPLE = re.compile(rb"^(?:transfer-encoding|content-encoding|upgrade):", re.IGNORECASE | re.MULTILINE)
+_NOT_SIMPLE = re.compile(  # an event stream is read as it comes
+    rb"^(?:(?:transfer-encoding|content-encoding|upgrade):|content-type:[ \t]*text/event-stream)",
+    re.IGNORECASE | re.MULTILINE,
+)
 _LENGTH = re.compile(rb"^content-length:[ \t]*([^\r]*)", re.IGNORECASE | re.MULTILINE)
 _CLOSES = re.compile(rb"^connection:[^\r]*close", re.IGNORECASE | re.MULTILINE)
 _BODILESS = (204, 304)

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import io
 import re
+import time
 import zlib
 from collections.abc import Iterator
+from functools import cache
 from http.client import HTTPException, HTTPResponse, IncompleteRead, parse_headers
 from typing import Any
+
+from .cancel import CancelScope, current
 
 MAX_BODY = 64 * 2**20  # bytes of a reply's body, decompressed
 _MAX_LINE = 64 * 2**10  # bytes of a line: http.client's limit for those of a head, here also for those between chunks
@@ -110,6 +114,20 @@ class Body(io.RawIOBase):
         """Likewise."""
         return self.read(size) or b""
 
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the body as it arrives. urllib3 2 would wait until it has as much as it was asked for."""
+        while piece := self._next_piece():
+            yield piece
+
+    def drain(self, seconds: float) -> bool:
+        """Read to the end if it comes within so many seconds: only then can the connection be used again."""
+        ends = time.monotonic() + seconds
+        if not self.is_read:
+            self._file.raw.set_timeout(seconds)  # type: ignore[attr-defined]  # it is a _Replay
+        while not self.is_read and time.monotonic() < ends:
+            self._next_piece()
+        return self.is_read
+
     def _next_piece(self) -> bytes:
         piece = next(self._pieces, b"")
         if not piece:
@@ -140,7 +158,12 @@ def _sized(file: io.BufferedReader, length: int | None) -> Iterator[bytes]:
 
 def _chunks(file: io.BufferedReader) -> Iterator[bytes]:
     """Undo the chunked transfer coding (RFC 9112, section 7.1). Extensions and trailers are bounded and dropped."""
-    while size := _chunk_size(_line(file)):
+    while True:
+        if small := _small_chunks(file):
+            yield small
+        size = _chunk_size(_line(file))
+        if not size:
+            break
         yield from _sized(file, size)
         if _line(file).strip():
             raise MalformedReply("a chunk is longer than its size")
@@ -148,6 +171,25 @@ def _chunks(file: io.BufferedReader) -> Iterator[bytes]:
         if file.readline(_MAX_LINE) in _END_OF_HEAD:  # some servers close without a last line
             return
     raise MalformedReply("trailers without end")
+
+
+def _small_chunks(file: io.BufferedReader) -> bytes:
+    """Return the data of the simple chunks that were received to their end: of a stream, one for each word."""
+    received, place, pieces = file.peek(1), 0, []
+    while (found := _simple_chunk().match(received, place)) is not None:
+        start = found.end()
+        end = start + int(found[1], 16)
+        if start == end or received[end : end + 2] != b"\r\n":
+            break
+        pieces.append(received[start:end])
+        place = end + 2
+    file.read(place)
+    return b"".join(pieces)
+
+
+@cache
+def _simple_chunk() -> re.Pattern[bytes]:
+    return re.compile(rb"(%s)\r\n" % _CHUNK_SIZE)
 
 
 def _chunk_size(line: bytes) -> int:
@@ -228,6 +270,7 @@ class _Replay(io.RawIOBase):
 
     def __init__(self, sock: Any, received: bytes) -> None:
         self._file, self._received = sock.makefile("rb", buffering=0), received
+        self.set_timeout = sock.settimeout
         self.is_stopped = False  # nothing more is read from the socket
 
     def makefile(self, mode: str) -> io.BufferedReader:
@@ -241,9 +284,16 @@ class _Replay(io.RawIOBase):
     def readinto(self, buffer: Any) -> int | None:
         """Read what was put back, and then from the socket."""
         if not self._received:
-            return 0 if self.is_stopped else self._file.readinto(buffer)
+            return 0 if self.is_stopped else self._receive(buffer)
         count = min(len(buffer), len(self._received))
         buffer[:count], self._received = self._received[:count], self._received[count:]
+        return count
+
+    def _receive(self, buffer: Any) -> int | None:
+        count: int | None = self._file.readinto(buffer)
+        scope: CancelScope | None = getattr(current, "scope", None)
+        if scope is not None:
+            scope.note_bytes()
         return count
 
     def close(self) -> None:

@@ -36,16 +36,17 @@ class KeySource:
         self._question: _Question | None = None  # the one that is not answered yet
         self._rejected_at = 0.0  # when a fresh key was rejected last
         self._key: str | None = None
+        self._keys_asked = 0  # how many keys the callable has returned
         self._is_renewal = self._was_accepted = self._is_dead = False  # of this key
         self._thread = threading.local()  # .key: the one that this thread's latest request has
 
     def key(self, scope: CancelScope) -> str:
         """Return the key for a request of this thread. Raises AuthenticationError if there is none."""
         with self._lock:
-            key = self._key
+            key, seen = self._key, self._keys_asked
             if self._is_dead and time.monotonic() - self._rejected_at > _PAUSE:
                 key = None
-        self._thread.key = self._renewed(self._key, scope) if key is None else key
+        self._thread.key = self._renewed(seen, scope) if key is None else key
         return str(self._thread.key)
 
     def accepted(self) -> None:
@@ -60,6 +61,7 @@ class KeySource:
         """
         used: str | None = self._thread.key
         with self._lock:
+            seen = self._keys_asked
             if used == self._key:
                 self._is_dead = self._is_renewal and not self._was_accepted
             if self._is_dead:
@@ -67,17 +69,19 @@ class KeySource:
                 return False
             if used != self._key:
                 return True  # another thread has renewed it
-        return self._renewed(used, scope) != used
+        return self._renewed(seen, scope) != used
 
-    def _renewed(self, old: str | None, scope: CancelScope) -> str:
-        """Return the key that replaces an old one."""
+    def _renewed(self, seen: int, scope: CancelScope) -> str:
+        """Return the key that came, or comes, after so many; it may be the same again."""
         with self._lock:
-            if self._key != old and self._key is not None:
-                return self._key
+            if self._keys_asked != seen:
+                return str(self._key)
             question = self._question
             if question is None:
-                question = self._question = _Question()
+                question = _Question()
+                # First: Ctrl-C, or a lack of threads, must not leave a question that nobody answers.
                 threading.Thread(target=self._answer, args=(question,), name="chatpool-key", daemon=True).start()
+                self._question = question
         self._wait(question, scope)
         if question.error is not None:
             raise self._failure(f"raised {type(question.error).__name__}: {question.error}") from question.error
@@ -94,6 +98,7 @@ class KeySource:
                 self._is_renewal, self._is_dead = self._key is not None, False
                 self._was_accepted = self._was_accepted and question.key == self._key
                 self._key = question.key
+                self._keys_asked += 1
         question.is_over.set()
 
     def _wait(self, question: _Question, scope: CancelScope) -> None:

@@ -16,8 +16,8 @@ from requests.cookies import RequestsCookieJar
 from requests.utils import get_encoding_from_headers
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-from .cancel import CancelScope
-from .connections import KEEP_ALIVE, AbortableHTTPConnection, AbortableHTTPSConnection, current
+from .cancel import CancelScope, current
+from .connections import KEEP_ALIVE, AbortableHTTPConnection, AbortableHTTPSConnection
 from .fast_path import FastResponse, build_head, is_enabled
 from .repeats import Repeats, is_harmful
 from .tls import Contexts
@@ -144,6 +144,11 @@ class PoolAdapter(HTTPAdapter):
         self._found: dict[Any, Any] = {}  # pools, by what was asked for
         self._targets: dict[str, str] = {}
         super().__init__(pool_connections=4, pool_maxsize=connections, max_retries=0, pool_block=False)
+
+    def __setstate__(self, state: Any) -> None:
+        """Unpickle; a Session of the user's may be pickled with this adapter in it."""
+        self._found, self._targets = {}, {}
+        super().__setstate__(state)  # type: ignore[misc]  # not in its stubs
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, socket_options=KEEP_ALIVE, **kwargs)

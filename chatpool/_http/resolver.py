@@ -37,11 +37,11 @@ class Resolver:
         return found.result()
 
     def _start(self, *asked: Any) -> Future[list[Any]]:
-        future = self._under_way[asked] = Future()
+        future: Future[list[Any]] = Future()
         try:
             threading.Thread(target=self._run, args=(asked, future), name="chatpool-lookup", daemon=True).start()
+            self._under_way[asked] = future  # last: Ctrl-C must not leave a look-up that nobody makes
         except RuntimeError as failure:  # no thread can be started
-            del self._under_way[asked]
             future.set_exception(OSError(f"the name cannot be looked up: {failure}"))
         return future
 
@@ -51,7 +51,7 @@ class Resolver:
         except Exception as failure:  # noqa: BLE001 - raised again in the thread that asked
             found = failure
         with self._lock:
-            del self._under_way[asked]
+            self._under_way.pop(asked, None)
         if isinstance(found, Exception):
             future.set_exception(found)
         else:

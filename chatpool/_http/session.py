@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import warnings
 import weakref
 import zlib
-from collections.abc import Iterator
+from collections import OrderedDict
 from http.client import HTTPException
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Callable
@@ -22,23 +23,23 @@ from requests.auth import AuthBase
 from chatpool._protocol.replies import Reply
 from chatpool._protocol.requests import CHAT_PATH
 from chatpool._protocol.settings import Settings
+from chatpool._protocol.streams import StreamedAnswer, is_event_stream
 from chatpool.errors import APIConnectionError, APITimeoutError, CallError, ConfigurationError, InvalidResponseError
 
-from .cancel import CancelScope
-from .connections import current
+from .cancel import CancelScope, current
 from .environment import find_route, resolve_environment
 from .failures import causes, forget_frames, is_of_the_wire, judge_failure, proxy_refusal
 from .fast_path import FastResponse, copy_headers
-from .framing import MAX_BODY, BodyTooLarge, MalformedReply
+from .framing import MAX_BODY, BodyTooLarge
 from .keys import KeySource
 from .pools import PoolAdapter, use_our_pools
+from .reading import read_body, read_events
 from .redaction import Redactor, redact_urllib3_log, secrets_in, secrets_of_query
 from .repeats import RepeatedReply
 
 LookUp = Callable[..., list[Any]]  # socket.getaddrinfo, with the attempt's scope before its arguments
 
 _MAX_ERROR_BODY = 64 * 2**10  # bytes read of an error's body
-_PIECE = 64 * 2**10  # bytes read at a time
 
 # Objects inherited through fork() are kept alive and never closed: their locks may be held by threads that do not exist
 # here.
@@ -95,6 +96,9 @@ class Transport:
             "timeout": (settings.connect_timeout, settings.read_timeout),
         }
         self._route = find_route(settings.chat_url, settings.shown_url, self._options["proxies"])
+        # Another adapter, or SOCKS, may wait for the network without a word to the scope.
+        is_socks = (self._route.proxy or "").startswith("socks")
+        self._shows_waits = type(self.session.get_adapter(settings.chat_url)) is PoolAdapter and not is_socks
         self._auth_each_time = None if self._has_key or self._is_own else self.session.auth
         _warn_of_plain_http(settings)
 
@@ -112,19 +116,25 @@ class Transport:
             if isinstance(adapter, PoolAdapter) and (is_last or adapter is not mounted):
                 adapter.close()
 
-    def send(self, path: str, payload: bytes, scope: CancelScope) -> Reply:
-        """Send a request and read the whole reply; raise the CallError that says why there is none."""
+    def send(self, path: str, payload: bytes, scope: CancelScope, answer: StreamedAnswer | None = None) -> Reply:
+        """Send a request and read the whole reply; raise the CallError that says why there is none.
+
+        ``answer``: takes the reply in as it arrives, if it is a stream. One that is complete counts, whatever happens
+        to the connection afterwards.
+        """
         scope.set_timeout("connect", self._settings.connect_timeout + self._settings.read_timeout)
         request = self._request(path, payload)
         failure: CallError | None = None
         if self._keys is not None:
             self._sign(request, self._keys.key(scope))
             scope.set_timeout("connect", self._settings.connect_timeout + self._settings.read_timeout)
+        if not self._shows_waits:
+            scope.note_wait()
         outer = vars(current).copy()  # empty, unless a Session's hook uses another pool in the middle of a request
         current.scope, current.settings, current.look_up = scope, self._settings, self._look_up
         current.asked, current.is_repeated = zlib.crc32(payload), False
         try:
-            reply = self._read(self.session.send(request, **self._options))
+            reply = self._read(self.session.send(request, **self._options), scope, answer)
             if current.is_repeated:
                 scope.is_stale = True  # the next attempt opens its own connection, where nothing is left over
                 raise RepeatedReply("the server sent the previous reply again")
@@ -144,7 +154,8 @@ class Transport:
             vars(current).update(outer)
             is_cut = scope.end()
         # Raised outside the except block: requests' errors carry the request, and the request the key.
-        if is_cut:
+        is_whole = failure is None and scope.error is None and answer is not None and answer.is_complete
+        if is_cut and not is_whole:
             raise scope.error or scope.timeout_error()
         if failure is not None:
             raise failure
@@ -173,7 +184,7 @@ class Transport:
         found = self.session.get_adapter(url)
         if type(found) in (HTTPAdapter, PoolAdapter):
             prefix = url.split("://")[0] + "://" if self._is_own else self._shown_url
-            self.session.mount(prefix, self._adapter)
+            _mount_at_once(self.session, prefix, self._adapter)
         elif isinstance(found, HTTPAdapter):
             if _adapter_pids.get(found) != os.getpid() and (len(found.poolmanager.pools) or found.proxy_manager):
                 if os.getpid() != _IMPORT_PID:
@@ -218,20 +229,29 @@ class Transport:
         request.headers["Authorization"] = f"Bearer {key}"
         self.redact.add(key)
 
-    def _read(self, response: requests.Response) -> Reply:
+    def _read(self, response: requests.Response, scope: CancelScope, answer: StreamedAnswer | None) -> Reply:
         """Read the reply: all of an answer, of an error's body as much as can be had."""
         status, ok = response.status_code, 200 <= response.status_code < 300
         if status == 407 and self._route.proxy is not None:
             response.close()
             raise APIConnectionError(proxy_refusal(self._route), code="proxy_authentication")
-        if isinstance(response.raw, FastResponse):
-            return Reply(status, response.headers, response.content, self.redact, self._shown_url)
-        body, failure = _read_body(response, MAX_BODY if ok else _MAX_ERROR_BODY)
+        body, failure = b"", None
+        is_stream = answer is not None and ok and is_event_stream(response.headers)
+        if answer is not None and is_stream:
+            scope.idle_timeout = self._settings.idle_timeout or math.inf
+            failure = read_events(response, answer)
+            failure = None if answer.is_complete else failure
+        elif isinstance(response.raw, FastResponse):
+            body = response.content
+        else:
+            body, failure = read_body(response, MAX_BODY if ok else _MAX_ERROR_BODY)
         if ok and failure is not None:
             if any(isinstance(cause, BodyTooLarge) for cause in causes(failure)):
                 message = f"the answer is larger than {MAX_BODY // 2**20} MiB"
                 raise InvalidResponseError(message, status_code=status, code="too_large")
             raise failure
+        if answer is not None and (is_stream or answer.takes(body)):
+            return answer.reply(status, response.headers, self.redact, self._shown_url)
         return Reply(status, response.headers, body, self.redact, self._shown_url)
 
     def _translate(self, error: BaseException, scope: CancelScope) -> CallError:
@@ -241,6 +261,12 @@ class Transport:
         if scope.is_stale and kind is APIConnectionError and code != "stale_connection":
             code, message = "stale_connection", "the server had closed the kept connection"
         return kind(self.redact(message), code=code)
+
+
+def _mount_at_once(session: requests.Session, prefix: str, adapter: HTTPAdapter) -> None:
+    """Mount an adapter as Session.mount does, but in a new dict: another pool's threads may iterate the present one."""
+    adapters = {**session.adapters, prefix: adapter}
+    session.adapters = OrderedDict((known, adapters[known]) for known in sorted(adapters, key=len, reverse=True))
 
 
 def _close_response() -> None:
@@ -262,28 +288,3 @@ def _warn_of_plain_http(settings: Settings) -> None:
             f"the API key goes over plain http to {settings.shown_url}; anyone on the way can read it: use https",
             stacklevel=2,
         )
-
-
-def _read_body(response: requests.Response, limit: int) -> tuple[bytes, Exception | None]:
-    """Read a body; return what could be had of it, and the reason if that is not all."""
-    body = bytearray()
-    failure: Exception | None = None
-    try:
-        for piece in _pieces(response):
-            body += piece
-            if len(body) > limit:
-                failure = BodyTooLarge()
-                break
-    except (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, OSError) as error:
-        failure = error
-    except ValueError as error:  # urllib3's, of a body that makes no sense to it
-        failure = MalformedReply(str(error))
-    finally:
-        response.close()  # a connection whose reply was not read to its end is closed, never reused
-    return bytes(body[:limit]), failure
-
-
-def _pieces(response: requests.Response) -> Iterator[bytes]:
-    pieces: Iterator[bytes | str] = response.iter_content(_PIECE)
-    for piece in pieces:
-        yield piece if isinstance(piece, bytes) else piece.encode()

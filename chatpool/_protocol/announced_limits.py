@@ -39,7 +39,7 @@ _LONGEST_FIELD = 1000  # characters of the draft's fields that are read
 class Announced(NamedTuple):
     """A limit as a reply announces it."""
 
-    name: str  # of its header: tells one limit from another
+    name: str  # of its header, by which one limit differs from another
     unit: str  # REQUESTS or TOKENS
     remaining: float  # what may still be sent before the reset
     limit: float | None

@@ -24,8 +24,9 @@ class Answers(list[Optional[_T]]):
     """The answers of one map, in the order of the prompts; None where a call failed.
 
     A list in every respect, so ``==``, JSON and pandas work. ``results``: a ``ChatResult`` for every prompt. ``wall``:
-    seconds that the map took. ``limited_by``: its bottleneck. ``waits``: seconds spent waiting, summed over calls, by
-    cause. ``resumed``: indexes of the answers that came from the journal. ``params``, ``parse``, ``reask``, ``journal``
+    seconds that the map took. ``limited_by``: its bottleneck. ``waits``: seconds in which calls were held back, by
+    cause. ``resumed``: indexes of the answers that came from the journal. ``replaced``: failed results that ``retry``
+    replaced; their requests were charged for, too. ``params``, ``parse``, ``reask``, ``journal``
     and ``dedupe`` are kept for ``ChatPool.retry``.
     """
 
@@ -42,12 +43,14 @@ class Answers(list[Optional[_T]]):
         resumed: Iterable[int] = (),
         dedupe: bool = False,
         reask: bool = True,
+        replaced: Iterable[ChatResult] = (),
     ) -> None:
         self.results: list[ChatResult] = list(results)
         super().__init__(result.value for result in self.results)
         self.wall = wall
         self.limited_by = limited_by
         self.waits: dict[str, float] = dict(waits or {})
+        self.replaced = list(replaced)
         self.params, self.parse, self.journal = params, parse, journal
         self.resumed, self.dedupe, self.reask = frozenset(resumed), dedupe, reask
 
@@ -58,22 +61,27 @@ class Answers(list[Optional[_T]]):
 
     @property
     def usage(self) -> Usage:
-        """The tokens of all results, summed."""
-        return sum((result.usage for result in self.results if result.usage), Usage())
+        """The tokens of all attempts, summed; those of resumed answers were paid for by an earlier run."""
+        return sum((result.usage for result in (*self.results, *self.replaced) if result.usage), Usage())
 
     @property
     def cost(self) -> float | None:
-        """The dollars for all results, summed, as far as they are known; None if none is."""
-        costs = [result.cost for result in self.results if result.cost is not None]
+        """The dollars for all attempts, summed, as far as they are known; None if none is."""
+        costs = [result.cost for result in (*self.results, *self.replaced) if result.cost is not None]
         return math.fsum(costs) if costs else None
 
     def to_records(self) -> list[dict[str, Any]]:
         """Return a dict for each prompt, for ``pandas.DataFrame`` or a CSV file: plain values, no exceptions.
 
         Its keys: index, prompt, answer, error (its class and message), finish_reason, prompt_tokens, completion_tokens,
-        cached_tokens, reasoning_tokens, cost (dollars), attempts, elapsed (seconds).
+        cached_tokens, reasoning_tokens, cost (dollars), attempts, elapsed (seconds); first_token (seconds) if an answer
+        was streamed.
         """
-        return [_record_of(result) for result in self.results]
+        records = [_record_of(result) for result in self.results]
+        if any(result.first_token is not None for result in self.results):
+            for record, result in zip(records, self.results):
+                record["first_token"] = result.first_token
+        return records
 
     def raise_for_failures(self) -> None:
         """Raise the first failure, if there is one; its message includes the number of failures.
@@ -95,6 +103,8 @@ class Answers(list[Optional[_T]]):
         summary = Summary()
         for result in self.results:
             summary.add(result, is_resumed=result.index in self.resumed)
+        for result in self.replaced:
+            summary.add_replaced(result)
         return "\n".join(summary.format(self.wall, self.limited_by))
 
     def __getstate__(self) -> dict[str, Any]:

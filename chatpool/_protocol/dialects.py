@@ -65,6 +65,8 @@ def finish_meaning(reason: Any) -> str | None:
         reason = reason.get("type")
     if not isinstance(reason, str):
         return None
+    if reason in _MEANING_OF_REASON:
+        return _MEANING_OF_REASON[reason]
     name = word(reason.split(":")[0].rpartition(".")[2])
     return _MEANING_OF_REASON.get(name.replace("finish_reason_", "", 1))
 

@@ -1,7 +1,7 @@
 """Server's reply → answer, or the error that explains why there isn't one. Pure: no I/O; the clock only for dates.
 
 ``dialects`` has the words of servers and their meaning; ``error_body``, ``message``, ``endpoints``, ``usage`` and
-``waits`` read the shapes of bodies; ``failed`` makes errors, and ``judgement`` decides what follows from them.
+``waits`` read the shapes of bodies; ``reply_errors`` makes errors, and ``judgement`` decides what follows from them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from .error_body import find_error, read_error
 from .reply import Reply as Reply
 from .reply_errors import fail_embedded, fail_status, fail_without_json
 from .results import Usage
-from .usage import read_usage
 from .waits import header_delay
 
 _Reader = Callable[[dict[str, Any]], Union[Answer, None]]
@@ -50,9 +49,8 @@ def read_document(reply: Reply) -> Completion:
 
 def recall_completion(document: Any, *, is_chat: bool) -> Completion | None:
     """Return the completion in JSON that was saved before; None if there is none."""
-    reply = Reply(200, {}, b"")
     try:
-        return _completion_in(reply, document, chat_answer if is_chat else any_answer, "answer")
+        return _completion_in(Reply.of(document), chat_answer if is_chat else any_answer, "answer")
     except CallError:
         return None
 
@@ -60,6 +58,9 @@ def recall_completion(document: Any, *, is_chat: bool) -> Completion | None:
 def check_answer(reply: Reply, completion: Completion) -> None:
     """Raise InvalidResponseError if a completion is not an answer: refused, filtered, incomplete or blank."""
     reason, meaning = completion.finish_reason, finish_meaning(completion.finish_reason)
+    if reply.is_cut_off:
+        message = "the answer is incomplete: its stream ended without a finish reason or [DONE]"
+        reply.fail(InvalidResponseError, message, code="broken_off")
     if completion.refusal:
         reply.fail(InvalidResponseError, f"the model refused: {completion.refusal}", code="refusal")
     if meaning == FILTER:
@@ -88,10 +89,11 @@ def _read(reply: Reply, reader: _Reader, wanted: str) -> Completion:
         fail_status(reply)
     if reply.json_error is not None:
         fail_without_json(reply)
-    return _completion_in(reply, reply.document, reader, wanted)
+    return _completion_in(reply, reader, wanted)
 
 
-def _completion_in(reply: Reply, document: Any, reader: _Reader, wanted: str) -> Completion:
+def _completion_in(reply: Reply, reader: _Reader, wanted: str) -> Completion:
+    document = reply.document
     answer = reader(document) if isinstance(document, dict) else None
     error = find_error(document, has_answer=answer is not None)
     if error is not None:
@@ -111,6 +113,6 @@ def _completion_in(reply: Reply, document: Any, reader: _Reader, wanted: str) ->
         finish_reason=answer.finish_reason,
         refusal=answer.refusal and reply.redact(answer.refusal),
         has_content=answer.has_content,
-        usage=read_usage(document),
+        usage=reply.usage,
         reasoning=answer.reasoning,
     )

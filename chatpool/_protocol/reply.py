@@ -26,6 +26,8 @@ _REQUEST_ID_HEADERS = (
 _LONGEST_INTEGER = 1000  # digits
 _START = 8 * LONGEST_MESSAGE  # bytes of a body that are read for an excerpt; tags and secrets are removed from them
 
+_LONGEST_BODY = 2**16  # bytes of a failed reply's body that go into a journal
+
 
 def _unchanged(text: str) -> str:
     return text
@@ -36,6 +38,9 @@ class Reply:
 
     ``headers``: lookups ignore case. ``redact``: removes secrets from a text. ``base_url``: safe to show.
     """
+
+    is_stream = False
+    is_cut_off = False  # it was streamed, and the stream ended before its answer did
 
     def __init__(
         self,
@@ -48,6 +53,14 @@ class Reply:
         self.status, self.headers, self.body = status, headers, body
         self.redact, self.base_url = redact, base_url
         self._json: tuple[Any, str | None] | None = None
+        self._usage: tuple[Usage | None] | None = None
+
+    @classmethod
+    def of(cls, document: Any) -> Reply:
+        """Return a reply that has this JSON, which was saved before."""
+        reply = cls(200, {}, b"")
+        reply._json = document, None
+        return reply
 
     @property
     def is_success(self) -> bool:
@@ -67,7 +80,9 @@ class Reply:
     @property
     def usage(self) -> Usage | None:
         """The tokens that the reply reports. They are paid for even if it has no answer."""
-        return read_usage(self.document)
+        if self._usage is None:
+            self._usage = (read_usage(self.document),)
+        return self._usage[0]
 
     @property
     def request_id(self) -> str | None:
@@ -96,6 +111,10 @@ class Reply:
         """Return the start of the body, safe to show."""
         return escape_lines(self._start())[:LONGEST_MESSAGE]
 
+    def error_body(self) -> str:
+        """Return the body for a file: at most its first 64 kB, with the secrets removed."""
+        return self.redact(self._body_text(_LONGEST_BODY))
+
     def text(self) -> str:
         """Return the start of the body as one line; of a web page, its text."""
         return page_text(self._start()) if self.is_page else show_message(self._start())
@@ -116,7 +135,10 @@ class Reply:
         raise error
 
     def _start(self) -> str:
-        return self.redact(self.body[:_START].decode("utf-8", "replace"))
+        return self.redact(self._body_text(_START))
+
+    def _body_text(self, most: int) -> str:
+        return self.body[:most].decode("utf-8", "replace")
 
     def _name(self, value: Any) -> str | None:
         return show_name(self.redact(value) if isinstance(value, str) else value)
@@ -124,16 +146,21 @@ class Reply:
     def _parsed(self) -> tuple[Any, str | None]:
         # Not a cached_property: before Python 3.12 it has a lock for all instances, which a fork could copy while held.
         if self._json is None:
-            self._json = _parse_json(self.body)
+            self._json = _parse_body(self.body)
         return self._json
 
 
-def _parse_json(body: bytes) -> tuple[Any, str | None]:
+def _parse_body(body: bytes) -> tuple[Any, str | None]:
     """Return a body's JSON, or the reason why it is not valid. A byte order mark or blank lines may precede it."""
     try:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         return None, f"{type(error).__name__}: {error}"
+    return parse_json(text)
+
+
+def parse_json(text: str) -> tuple[Any, str | None]:
+    """Return the JSON of a text, or the reason why it is not valid."""
     reason = "it is empty"
     for decoder in (_decoder, _lenient_decoder) if text.strip() else ():
         try:

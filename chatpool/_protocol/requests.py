@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Union
 Prompt = Union[str, list[dict[str, Any]], dict[str, Any]]
 
 CHAT_PATH = "/v1/chat/completions"
+WITH_USAGE, WITHOUT_USAGE, UNSTREAMED = range(3)  # how a stream is asked for: with stream_options, without, not at all
 BYTES_A_TOKEN = 4
 TOKENS_A_PICTURE = 1000  # a guess; OpenAI counts 85 tokens for a small picture, about 1,100 for a large one
 _MISSING = ("NoneType", "NAType", "NaTType")  # types of None and of pandas' missing values
@@ -129,6 +130,25 @@ def encode(value: Any, name: str) -> bytes:
         raise TypeError(f"{name} cannot be sent as JSON: {error}") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} cannot be sent as JSON: {error}") from None
+
+
+def streamed(payload: bytes, level: int) -> bytes | None:
+    """Return a body that asks for a stream, at one of the levels above; None if it is not to be streamed.
+
+    Its own ``stream`` and ``stream_options`` stay.
+    """
+    if level == UNSTREAMED:
+        return None
+    fields = {"stream": True, **({"stream_options": {"include_usage": True}} if level == WITH_USAGE else {})}
+    if b'"stream' not in payload:
+        return payload[:-1] + b"," + encode(fields, "the request")[1:]
+    own = json.loads(payload)
+    if own.get("stream") is False:
+        return None
+    own_options = own.pop("stream_options", None)
+    if level == WITH_USAGE and isinstance(own_options, dict):
+        fields["stream_options"] = {"include_usage": True, **own_options}
+    return encode({**own, **fields}, "the request")
 
 
 def path_of(prompt: Any) -> str:

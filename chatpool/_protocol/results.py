@@ -71,7 +71,8 @@ class ChatResult:
     request. ``attempts``: HTTP requests sent. ``elapsed``: seconds from the first of them to the outcome, waits
     included. ``error``: why the call failed, or None. ``cost``: dollars for all attempts: what the server reports, else
     by the pool's ``prices``; None if neither is known. ``unanswered``: requests that chatpool stopped waiting for, at a
-    time limit or because the call was cancelled; the server may charge for them.
+    time limit or because the call was cancelled; the server may charge for them. ``first_token``: seconds from the last
+    request to the first piece of its answer: text, reasoning or a tool call; None if it was not streamed.
     """
 
     index: int
@@ -88,6 +89,7 @@ class ChatResult:
     error: CallError | None
     cost: float | None = None
     unanswered: int = 0
+    first_token: float | None = None
 
     @property
     def ok(self) -> bool:
@@ -105,7 +107,10 @@ class ChatResult:
     def for_duplicate(self, index: int, prompt: Any) -> ChatResult:
         """Return the result of an equal prompt that was not sent: the same answer, at no cost."""
         cost = None if self.cost is None else 0.0
-        return replace(self, index=index, prompt=prompt, usage=None, attempts=0, elapsed=0.0, cost=cost, unanswered=0)
+        return replace(
+            self, index=index, prompt=prompt, usage=None, attempts=0, elapsed=0.0, cost=cost, unanswered=0,
+            first_token=None,
+        )  # fmt: skip
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Before Python 3.11, pickle cannot restore a frozen dataclass with slots.

@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import json
+import operator
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from chatpool.errors import BadRequestError, CallError, ConfigurationError
+from chatpool.errors import BadRequestError, CallError, ConfigurationError, InternalServerError
 
 from . import typed
-from .strict import strict_schema
+from .strict import JSON_TYPES, resolve, strict_schema, types_of
 
 JSON_SCHEMA, JSON_OBJECT, NOTHING = range(3)  # what a server knows: from the most to the least
 REJECTED = "Your answer was rejected:"  # how the message begins that asks again
 _VALUE = "value"  # the field of an answer whose type is no object: strict mode requires one
-_JSON_TYPES = frozenset({"object", "array", "string", "integer", "number", "boolean", "null"})
 _SCHEMA_KEYS = frozenset(
     {"$ref", "$schema", "$defs", "anyOf", "oneOf", "allOf", "enum", "const", "properties", "items"}
 )
 _FENCE = re.compile(r"\s*```\w*\n(.*?)\n?```\s*", re.DOTALL)
 _NAMES_FORMAT = re.compile(r"json_schema|response_format|json_object|structured.?outputs?", re.IGNORECASE)
 _BAD_SCHEMA = re.compile(r"invalid schema|invalid json_?schema", re.IGNORECASE)
+# How a limit in a schema is checked: the type that it is for, the comparison, and the words for it.
+_LIMITS: dict[str, tuple[str, Callable[[Any, Any], bool], str]] = {
+    "minimum": ("number", operator.ge, "be at least"),
+    "maximum": ("number", operator.le, "be at most"),
+    "exclusiveMinimum": ("number", operator.gt, "be more than"),
+    "exclusiveMaximum": ("number", operator.lt, "be less than"),
+    "minLength": ("string", lambda value, least: len(value) >= least, "have a length of at least"),
+    "maxLength": ("string", lambda value, most: len(value) <= most, "have a length of at most"),
+    "minItems": ("array", lambda value, least: len(value) >= least, "have a number of items of at least"),
+    "maxItems": ("array", lambda value, most: len(value) <= most, "have a number of items of at most"),
+}
+# llama-cpp-python 0.3 validates a request within its handler, and answers 500 with pydantic's message.
+_VALIDATION = re.compile(r"validation error|input should be|not (supported|implemented)|unsupported", re.IGNORECASE)
 _LINK = re.compile(r"\n\s*For further information visit \S+")  # in pydantic's errors
 
 
@@ -44,6 +57,12 @@ class ResponseFormat:
             ) from None
 
     @property
+    def value_schema(self) -> dict[str, Any]:
+        """The schema of a value, which is a part of ``schema`` if that wraps it."""
+        value: dict[str, Any] = self.schema["properties"][_VALUE] if self.is_wrapped else self.schema
+        return value
+
+    @property
     def field(self) -> dict[str, Any]:
         """The field ``response_format`` of a request's body."""
         name = re.sub(r"\W", "_", str(self.schema.get("title") or getattr(self.kind, "__name__", "answer")))[:64]
@@ -57,7 +76,7 @@ class ResponseFormat:
             return self.kind.model_validate_json(text)
         value = self._unwrapped(text)
         if isinstance(self.kind, Mapping):
-            _check(value, self.schema["properties"][_VALUE] if self.is_wrapped else self.schema, self.schema, "")
+            _check(value, self.value_schema, self.schema, "")
             return value
         return typed.build(self.kind, value)
 
@@ -91,8 +110,10 @@ def response_format_of(kind: Any) -> tuple[dict[str, Any], ResponseFormat | None
 def is_unknown_format(error: CallError) -> bool:
     """Whether a server rejected a request because of its ``response_format``, rather than of the schema in it."""
     text = f"{error.code} {error} {error.body}"
-    is_rejected = isinstance(error, BadRequestError) and _NAMES_FORMAT.search(text) is not None
-    return is_rejected and _BAD_SCHEMA.search(text) is None
+    if _NAMES_FORMAT.search(text) is None or _BAD_SCHEMA.search(text) is not None:
+        return False
+    is_validation = isinstance(error, InternalServerError) and _VALIDATION.search(text) is not None
+    return is_validation or isinstance(error, BadRequestError)
 
 
 def downgrade(body: dict[str, Any], response_format: ResponseFormat, level: int) -> dict[str, Any]:
@@ -118,7 +139,7 @@ def ask_again(body: dict[str, Any], answer: str, problem: str) -> dict[str, Any]
 
 def _is_schema(value: Mapping[str, Any]) -> bool:
     kind = value.get("type")
-    return isinstance(kind, list) or kind in _JSON_TYPES or (kind is None and bool(_SCHEMA_KEYS & value.keys()))
+    return isinstance(kind, list) or kind in JSON_TYPES or (kind is None and bool(_SCHEMA_KEYS & value.keys()))
 
 
 def _is_model(kind: Any) -> bool:
@@ -134,32 +155,66 @@ def _wrap(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check(value: Any, schema: Any, root: dict[str, Any], path: str) -> None:
-    """Check the types, choices and fields of a value; the server checks the rest of the schema."""
+    """Check the types, choices, fields and limits of a value; raise ValueError with the path to what does not fit."""
     name = path.lstrip(".") or "the answer"
-    reference = schema.get("$ref", "")
-    if reference.startswith("#/$defs/"):
-        schema = root.get("$defs", {}).get(reference[8:], {})
-    kinds = schema.get("type", [])
-    kinds = kinds if isinstance(kinds, list) else [kinds]
+    if "$ref" in schema:
+        schema = resolve(schema["$ref"], root)
+    kinds = types_of(schema)
     if kinds and not any(_has_type(value, kind) for kind in kinds):
         raise ValueError(f"{name} must be of type {' or '.join(kinds)}, not {value!r:.100}")
-    if "enum" in schema and value not in schema["enum"]:
-        raise ValueError(f"{name} must be one of {schema['enum']}, not {value!r:.100}")
+    choices = [schema["const"]] if "const" in schema else schema.get("enum")
+    if choices is not None and not any(_same(value, choice) for choice in choices):
+        raise ValueError(f"{name} must be one of {choices}, not {value!r:.100}")
+    for limit, (kind, fits, rule) in _LIMITS.items():
+        most = schema.get(limit)
+        if _is_number(most) and _has_type(value, kind) and not fits(value, most):
+            raise ValueError(f"{name} must {rule} {most}, not {value!r:.100}")
+    _check_options(value, schema, root, path)
     if isinstance(value, dict):
-        missing = [field for field in schema.get("required", []) if field not in value]
-        if missing:
-            raise ValueError(f"{name} lacks {', '.join(missing)}")
-        for field, inner in schema.get("properties", {}).items():
-            if field in value:
-                _check(value[field], inner, root, f"{path}.{field}")
+        _check_fields(value, schema, root, path)
     if isinstance(value, list) and isinstance(schema.get("items"), dict):
         for number, item in enumerate(value):
             _check(item, schema["items"], root, f"{path}[{number}]")
 
 
+def _check_fields(value: dict[str, Any], schema: Any, root: dict[str, Any], path: str) -> None:
+    missing = [field for field in schema.get("required", []) if field not in value]
+    if missing:
+        raise ValueError(f"{path.lstrip('.') or 'the answer'} lacks {', '.join(missing)}")
+    for field, inner in schema.get("properties", {}).items():
+        if field in value:
+            _check(value[field], inner, root, f"{path}.{field}")
+
+
+def _check_options(value: Any, schema: Any, root: dict[str, Any], path: str) -> None:
+    """Check a value against all of ``allOf``, and one of ``anyOf`` and of ``oneOf``."""
+    for inner in schema.get("allOf", []):
+        _check(value, inner, root, path)
+    for options in (schema.get("anyOf", []), schema.get("oneOf", [])):
+        problems = []
+        for option in options:
+            try:
+                _check(value, option, root, path)
+                break
+            except ValueError as error:
+                problems.append(str(error))
+        else:
+            if problems:
+                raise ValueError("; or ".join(problems))
+
+
+def _same(value: Any, choice: Any) -> bool:
+    """Whether two JSON values are equal. True equals 1 in Python, and not in JSON."""
+    return bool(value == choice) and isinstance(value, bool) == isinstance(choice, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _has_type(value: Any, kind: str) -> bool:
     if kind == "number":
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return _is_number(value)
     if kind == "integer":
         return (type(value) is int) or (isinstance(value, float) and value.is_integer())
     python = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None)}.get(kind, object)

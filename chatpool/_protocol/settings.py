@@ -52,6 +52,7 @@ class Settings:
     headers: Mapping[str, str] = field(repr=False)
     connect_timeout: float
     read_timeout: float
+    idle_timeout: float | None
     max_tries: int
     max_time: float | None
     max_wait: float
@@ -103,6 +104,7 @@ def make_settings(
     params: Mapping[str, Any] | None,
     headers: Mapping[str, str] | None,
     timeout: Timeout,
+    idle_timeout: float | None,
     max_tries: int,
     max_time: float | None,
     max_wait: float,
@@ -132,6 +134,7 @@ def make_settings(
         headers=headers,
         connect_timeout=connect,
         read_timeout=read,
+        idle_timeout=_check_seconds("idle_timeout", idle_timeout, optional=True),
         max_tries=check_count("max_tries", max_tries),
         max_time=_check_seconds("max_time", max_time, optional=True),
         max_wait=_check_seconds("max_wait", max_wait, zero=True) or 0.0,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from .terminal import escape_controls
-
+# C0, DEL and C1 move the cursor and run commands of the terminal, U+2028 and U+2029 are line ends to some, and the
+# characters with the property Bidi_Control (UAX #9) reorder what is around them.
+_CONTROLS = "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
 LONGEST_NAME = 100  # characters of a code or a request id
 LONGEST_MESSAGE = 500  # characters of an error's message, and of the excerpt of a reply's body
 
@@ -20,7 +21,10 @@ _ENTITIES = {"&nbsp;": " ", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'
 
 def escape(text: str) -> str:
     """Escape control characters and lone surrogates, which could forge lines of a log or control a terminal."""
-    return escape_controls(text).encode("utf-8", "backslashreplace").decode("utf-8")
+    if text.isascii() and text.isprintable():  # as most names of servers are
+        return text
+    text = re.sub(_CONTROLS, lambda found: found[0].encode("unicode_escape").decode(), text)
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def escape_lines(text: str) -> str:

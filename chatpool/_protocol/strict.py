@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+JSON_TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
+
 
 def strict_schema(schema: dict[str, Any]) -> dict[str, Any]:
     """Return a strict copy of a schema. Raises ValueError for a reference that leads nowhere, or into a circle."""
@@ -19,9 +21,30 @@ def strict_schema(schema: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("a field of a type that contains itself cannot have a description of its own") from None
 
 
+def resolve(reference: str, root: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema that a ``$ref`` names. Raises ValueError for a reference that leads nowhere."""
+    if reference == "#":
+        return root
+    target: Any = root
+    for name in reference[2:].split("/"):
+        target = target.get(name) if isinstance(target, dict) else None
+    if not reference.startswith("#/") or not isinstance(target, dict):
+        raise ValueError(f"the reference {reference!r} leads to no schema")
+    return target
+
+
+def types_of(schema: dict[str, Any]) -> list[Any]:
+    """Return the names of the types that a schema allows, as a list; empty if it names none."""
+    kinds = schema.get("type", [])
+    return kinds if isinstance(kinds, list) else [kinds]
+
+
 def _strict(schema: Any, root: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(schema, dict):
         raise ValueError(f"{schema!r} is not a JSON schema")
+    unknown = [kind for kind in types_of(schema) if kind not in JSON_TYPES]
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is not one of JSON schema's types: {', '.join(JSON_TYPES)}")
     for name in ("$defs", "definitions"):
         for inner in _dict(schema.get(name)).values():
             _strict(inner, root)
@@ -54,20 +77,14 @@ def _strict_all_of(schema: dict[str, Any], root: dict[str, Any]) -> None:
 def _without_siblings(schema: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
     """Replace a reference that has other fields beside it, which strict mode forbids, by its target."""
     reference = schema.get("$ref")
-    if not reference or len(schema) == 1:
+    if not reference:
         return schema
-    schema.update({**_resolve(str(reference), root), **schema})
+    target = resolve(str(reference), root)
+    if len(schema) == 1:
+        return schema
+    schema.update({**target, **schema})
     del schema["$ref"]
     return _strict(schema, root)
-
-
-def _resolve(reference: str, root: dict[str, Any]) -> dict[str, Any]:
-    target: Any = root
-    for name in reference[2:].split("/"):
-        target = target.get(name) if isinstance(target, dict) else None
-    if not reference.startswith("#/") or not isinstance(target, dict):
-        raise ValueError(f"the reference {reference!r} leads to no schema")
-    return target
 
 
 def _dict(value: Any) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def schema_of(kind: Any) -> dict[str, Any]:
         fields = {name: schema_of(field) for name, field in _fields(kind).items()}
         title = {"title": kind.__name__, **_description(kind)}
         return {"type": "object", **title, "properties": fields, "required": list(fields)}
-    raise TypeError(f"{kind!r} has no JSON schema")
+    raise TypeError(f"{kind!r} cannot be described by a JSON schema")
 
 
 def build(kind: Any, value: Any, path: str = "") -> Any:

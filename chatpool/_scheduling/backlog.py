@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 
@@ -14,6 +15,8 @@ from chatpool.errors import NotSentError
 from .call import Call
 from .hopeless import HopelessRun
 from .job import Job, Reason
+
+_MANY = 256  # deadlines
 
 
 class JobState:
@@ -127,9 +130,42 @@ class Lane:
             self.head = self.ready.popleft()
         return self.head
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits."""
+        return self.head is None and not self.ready and not self._turns
+
     def waiting(self) -> list[Call]:
         """Return the calls that wait only for the limits."""
         return [*([self.head] if self.head is not None else []), *self.ready]
+
+
+class Deadlines:
+    """The deadlines of jobs, the earliest first. Holds no job alive, and few entries of jobs that have ended."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, weakref.ref[Job]]] = []
+        self._numbers = itertools.count()
+        self._most = _MANY  # entries, from which on those of ended jobs are dropped
+
+    def add(self, job: Job) -> None:
+        """Note a job's deadline, if it has one."""
+        if job.deadline == math.inf:
+            return
+        if len(self._heap) >= self._most:
+            self._heap = [entry for entry in self._heap if entry[2]() is not None]
+            heapq.heapify(self._heap)
+            self._most = max(_MANY, 2 * len(self._heap))
+        heapq.heappush(self._heap, (job.deadline, next(self._numbers), weakref.ref(job)))
+
+    @property
+    def next(self) -> float:
+        """The earliest deadline."""
+        return self._heap[0][0] if self._heap else math.inf
+
+    def pop(self) -> Job | None:
+        """Take the earliest; return its job, or None if that has ended."""
+        return heapq.heappop(self._heap)[2]()
 
 
 class Backlog:
@@ -147,6 +183,11 @@ class Backlog:
     def drop(self, model: str) -> None:
         """Forget a lane that is empty."""
         del self._lanes[model]
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a call could be sent if there were a slot, as far as the limits let it."""
+        return any(not lane.is_empty for lane in self._lanes.values())
 
     @property
     def next_due(self) -> float:

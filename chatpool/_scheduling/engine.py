@@ -67,6 +67,7 @@ class Engine:
         sender = Sender(settings, core.transport, core.limits)
         self._scheduler = Scheduler(sender, core.limits, settings.max_workers)
         weakref.finalize(self, self._scheduler.stop).atexit = False
+        self._is_leaving = False  # the interpreter exits
         _engines.add(self)
 
     # The backend of a job.
@@ -75,12 +76,12 @@ class Engine:
         """Make these calls of a job. Raises PoolClosedError."""
         if self._scheduler.is_over:
             raise PoolClosedError("this pool is closed; make a new one")
-        if is_sending(self._scheduler):
+        if is_sending(self._scheduler) or is_sending(self):
             raise RuntimeError(
                 "a Session hook or signal handler used the pool in the middle of a request of the same pool, and would "
                 "wait for the slot of that request; use another pool there"
             )
-        self._scheduler.post(self._scheduler.add, job, requests)
+        self._scheduler.post(self._add, job, requests, threading.current_thread().daemon)
 
     def cancel(self, job: Job, reason: Reason) -> None:
         """Cancel a job. Does not wait."""
@@ -126,15 +127,21 @@ class Engine:
         """Cancel the jobs of one pool."""
         self._scheduler.ask(lambda: self._scheduler.cancel_where(lambda job: job.pool_id is pool_id, pool_closed))
 
-    def cancel_at_exit(self) -> None:
-        """Cancel the jobs that no other thread waits for, now that the main thread has ended."""
+    def cancel_at_exit(self) -> int:
+        """Cancel the jobs that no other thread waits for, now that the main thread has ended, and those that daemon
+        threads begin from now on: the exit waits for none of them. Return how many of the jobs were submitted."""
+        self._is_leaving = True
         scheduler = self._scheduler
-        lost = scheduler.ask(lambda: scheduler.cancel_where(lambda job: not _is_awaited(job), exiting))
-        if lost and getattr(sys, "last_value", None) is None:  # not when an exception ends the program
-            prompts = "1 submitted prompt was" if lost == 1 else f"{lost} submitted prompts were"
-            message = f"{prompts} cancelled at exit; wait for the futures, or use 'with ChatPool()'"
-            warnings.warn(message, RuntimeWarning, stacklevel=2)
+        lost: int = scheduler.ask(lambda: scheduler.cancel_where(lambda job: not _is_awaited(job), exiting))
         scheduler.ask(scheduler.leave)
+        return lost
+
+    def _add(self, job: Job, requests: list[Request], is_daemons: bool) -> None:
+        """Add a job's prompts, in the scheduler's thread. Sends none that a daemon thread brings during the exit."""
+        if self._is_leaving and is_daemons:
+            self._scheduler.add(job, [])
+            self._scheduler.cancel(job, exiting)
+        self._scheduler.add(job, requests)
 
 
 def _call_back(function: _Callback, future: Future[ChatResult]) -> None:
@@ -175,9 +182,15 @@ def _release(pid: int, transport: Transport) -> None:
 
 
 def _cancel_all_at_exit() -> None:
-    for engine in _all_engines():
-        if engine.pid == os.getpid():
-            engine.cancel_at_exit()
+    lost = sum(engine.cancel_at_exit() for engine in _all_engines() if engine.pid == os.getpid())
+    if lost and getattr(sys, "last_value", None) is None:  # not when an exception ends the program
+        atexit.register(_warn_of_lost, lost)  # where warnings are errors, one raised here would end the threads' exit
+
+
+def _warn_of_lost(lost: int) -> None:
+    prompts = "1 submitted prompt was" if lost == 1 else f"{lost} submitted prompts were"
+    message = f"{prompts} cancelled at exit; wait for the futures, or use 'with ChatPool()'"
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
 def _all_engines() -> list[Engine]:

@@ -14,7 +14,7 @@ CERTAIN = 7  # prompts refused in a row, with none accepted in between, are no c
 NEARLY = 9, 0.85  # nor are so many, of so large a share of the requests: replies overtake one another
 MORE = 5  # more are needed while refusals seem to come at random
 SHUT = 12  # requests in a row, though of a few prompts: nothing is accepted any more
-SERIOUS = 5  # in a row may be a limit: a prompt waits longer with each try, so as not to spend them all on it
+SERIOUS = 5  # in a row may be a limit: a prompt waits longer each time, so as not to spend its attempts on it
 LEAKY = 10, 0.7  # of so many requests a smaller share was refused: others are accepted meanwhile
 
 # Of the pace.

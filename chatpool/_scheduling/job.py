@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import math
 import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
-from typing import Any, Callable, Protocol
+from typing import Any, Callable, Optional, Protocol
 
 from chatpool._protocol.request_builder import Request, RequestBuilder
 from chatpool._protocol.results import Attempt, ChatResult, Parse, Retry
@@ -21,18 +22,19 @@ from chatpool.errors import CallError
 from .budgets import RunBudget
 
 Reason = Callable[[], CallError]  # makes the error of a call that is cancelled
-Record = Callable[[ChatResult, Sequence[Attempt]], None]
+Record = Callable[[ChatResult, Sequence[Attempt], Optional[str]], None]  # the last: the body of a failed reply
 
-_thread_state = threading.local()  # .job: the job whose parse this thread runs; .sends_for: see ``sending``
+# .job: the job whose parse this thread runs; .sends_for: see ``send_for``. Each is set by a function and not by a
+# context manager, whose ``__enter__`` and ``__exit__`` Ctrl-C can interrupt.
+_thread_state = threading.local()
 
 
-@contextlib.contextmanager
-def sending(backend: object) -> Iterator[None]:
-    """Mark this thread as one that makes a request for a backend."""
+def send_for(backend: object, send: Callable[[], None]) -> None:
+    """Run what makes a request for a backend, with this thread marked as one that does."""
     before = getattr(_thread_state, "sends_for", None)
     _thread_state.sends_for = backend
     try:
-        yield
+        send()
     finally:
         _thread_state.sends_for = before
 
@@ -79,6 +81,8 @@ class Job:
     """
 
     is_inline = False  # whether the waiting thread makes the calls itself
+    takes_pieces = False  # of the answer, as they arrive
+    has_delivered = False  # pieces are with the user, so that no other attempt can be made
 
     def __init__(
         self,
@@ -112,7 +116,7 @@ class Job:
         self.limit_figures: Callable[[], dict[str, str]] = dict  # the server's limits in words, by what waits for them
         # Filled by the scheduler, emptied by the waiting thread.
         self._settled: deque[ChatResult] = deque()
-        self._tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._tasks: SimpleQueue[functools.partial[None]] = SimpleQueue()
         self._event: SimpleQueue[None] = SimpleQueue()
         self._wanted = math.inf
 
@@ -124,29 +128,41 @@ class Job:
         return os.getpid() != self._pid
 
     @property
+    def is_away(self) -> bool:
+        """Whether the waiting thread cannot send just now, though it is the one that sends."""
+        return False
+
+    @property
     def waits(self) -> dict[str, float]:
-        """Seconds that slots were empty since this job began, by cause."""
+        """Seconds in which the pool's calls were held back since this job began, by cause."""
         return dict(Counter(self._pool_waits) - self._waits_before)
+
+    def check_process(self) -> None:
+        """Raise RuntimeError in a forked child."""
+        if self.is_inherited:
+            raise RuntimeError("these calls belong to the parent process; map the prompts again in this one")
 
     def gather(self, wanted: float, timeout: float) -> list[ChatResult]:
         """Wait until so many results are there or the time is over; return the new ones. Raises ``bug``.
 
         They stay in ``results``, so that none is lost if Ctrl-C comes before the caller has put them away.
         """
-        if self.is_inherited:
-            raise RuntimeError("these calls belong to the parent process; map the prompts again in this one")
+        self.check_process()
         # Set before the look at what is there: the scheduler adds first and looks at ``_wanted`` then, so that one of
         # the two sees the other. An event too many only ends a wait early.
         self._wanted = wanted
         if self.bug is None and len(self._settled) < wanted:
-            with contextlib.suppress(Empty):
-                self._event.get(timeout=min(timeout, threading.TIMEOUT_MAX))
+            self._wait(min(timeout, threading.TIMEOUT_MAX))
         self._wanted = math.inf
         while not self._tasks.empty():
             self._tasks.get()()
         if self.bug is not None:
             raise self.bug
         return self.take_settled()
+
+    def _wait(self, timeout: float) -> None:
+        with contextlib.suppress(Empty):
+            self._event.get(timeout=timeout)
 
     def take_settled(self) -> list[ChatResult]:
         """Return the results that nobody gathered yet, and put them into ``results``."""
@@ -177,7 +193,7 @@ class Job:
     # For the scheduler.
 
     def scheduled(self, waits: Counter[str], limit_figures: Callable[[], dict[str, str]] = dict) -> None:
-        """Note that the scheduler knows this job; ``waits``: its account of empty slots."""
+        """Note that the scheduler knows this job; ``waits``: its account of what held calls back."""
         self._pool_waits, self._waits_before = waits, Counter(waits)
         self.limit_figures = limit_figures
 
@@ -196,27 +212,38 @@ class Job:
         self.bug = self.bug or bug
         self.wake()
 
+    def deliver(self, piece: str) -> None:
+        """Hand a piece of the answer to the waiting thread."""
+        raise NotImplementedError
+
     def wake(self) -> None:
         """Wake the waiting thread."""
         self._event.put(None)
 
-    def hand_over(self, task: Callable[[], None]) -> None:
-        """Have the waiting thread run a task."""
+    def hand_over(self, task: functools.partial[None]) -> None:
+        """Have the waiting thread run a task; its argument is the call."""
         self._tasks.put(task)
         self.wake()
+
+    def take_handed_over(self) -> set[Any]:
+        """Return the calls of the tasks that the waiting thread left behind."""
+        calls: set[Any] = set()
+        with contextlib.suppress(Empty):
+            while True:
+                calls.update(self._tasks.get_nowait().args)
+        return calls
 
     @property
     def parses_itself(self) -> bool:
         """Whether the waiting thread runs ``parse``."""
         return self._parses_itself
 
-    @contextlib.contextmanager
-    def entered(self) -> Iterator[None]:
-        """Mark this thread as one that runs the job's ``parse``: jobs made by it are this one's inner jobs."""
+    def enter(self, run_parse: Callable[[], None]) -> None:
+        """Run the job's ``parse``, with this thread marked: jobs made by it are this one's inner jobs."""
         before = getattr(_thread_state, "job", None)
         _thread_state.job = self
         try:
-            yield
+            run_parse()
         finally:
             _thread_state.job = before
 
@@ -226,16 +253,29 @@ class InlineJob(Job):
 
     is_inline = True
 
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._retries: deque[Retry] = deque()  # that on_retry has not returned from
+
+    @property
+    def is_away(self) -> bool:
+        """Whether on_retry is being called, which may wait for the slot that the next attempt would occupy."""
+        return bool(self._retries)
+
+    def _wait(self, timeout: float) -> None:
+        # A signal handler that comes now must not wait for the slot that this thread is about to get.
+        send_for(self.backend, functools.partial(super()._wait, timeout))
+
     def run(self, prompt: Any, on_retry: Callable[[Retry], Any] | None) -> ChatResult:
         """Wait for the only result; ``on_retry`` is called in this thread."""
-        retries: deque[Retry] = deque()
-        self.on_retry = retries.append if on_retry is not None else None
+        self.on_retry = self._retries.append if on_retry is not None else None
         self.backend.start(self, [self.builder.request(0, prompt)])
         fresh: list[ChatResult] = []
         while not fresh:
             fresh = self.gather(1, math.inf)
-            while retries and on_retry is not None:
-                on_retry(retries.popleft())
+            while self._retries and on_retry is not None:
+                on_retry(self._retries[0])
+                self._retries.popleft()
         return fresh[0]
 
 
@@ -251,6 +291,7 @@ class FutureJob(Job):
     def may_begin(self) -> bool:
         if self.future.set_running_or_notify_cancel():
             return True
+        self._release()
         self.backend.forget(self)
         return False
 
@@ -261,12 +302,31 @@ class FutureJob(Job):
     def fail(self, bug: BaseException) -> None:
         self._finish(lambda: self.future.set_exception(bug))
 
+    def hand_over(self, task: functools.partial[None]) -> None:
+        task()  # no thread is to be had, and who waits for a Future runs nothing: better here than never
+
     def _finish(self, set_outcome: Callable[[], None]) -> None:
         future = self.future
-        if future.done() or not (future.running() or future.set_running_or_notify_cancel()):
+        if future._job is None:  # type: ignore[attr-defined]
             return
-        set_outcome()
-        future._job = None  # type: ignore[attr-defined]  # or job and future would keep each other alive
+        if future.running() or future.set_running_or_notify_cancel():  # which wakes those that wait for a cancelled one
+            set_outcome()
+        self._release()
+
+    def _release(self) -> None:
+        """Part from the Future, which has its outcome: job and Future would keep each other alive."""
+        self.future._job = None  # type: ignore[attr-defined]
+
+
+class _Condition(threading.Condition):
+    """Its ``with`` calls the lock's own methods, which are written in C, so that no signal handler runs within them.
+
+    Condition's are written in Python. Ctrl-C in the middle of ``future.done()`` could leave the lock taken, and the
+    scheduler would wait for it for ever.
+    """
+
+    __enter__ = property(lambda self: self._lock.__enter__)
+    __exit__ = property(lambda self: self._lock.__exit__)
 
 
 class _Future(Future[ChatResult]):
@@ -274,6 +334,7 @@ class _Future(Future[ChatResult]):
 
     def __init__(self, job: FutureJob) -> None:
         super().__init__()
+        self._condition = _Condition()
         self._job: FutureJob | None = job
 
     def add_done_callback(self, fn: Callable[[Future[ChatResult]], Any]) -> None:

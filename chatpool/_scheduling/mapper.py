@@ -17,20 +17,19 @@ from chatpool._protocol.results import ChatResult, PathLike, Retry
 from chatpool._protocol.summary import plural
 from chatpool.errors import ConfigurationError, PoolClosedError, add_note
 
+from .bottleneck import name_bottleneck
 from .call import unsent
 from .job import Job
-from .limits import SLOTS
 from .preload import forks_wait
 from .progress import Progress
 from .reasons import interrupted, nobody_waits, pool_closed
 
 if TYPE_CHECKING:
-    from chatpool._files.journal import JournalView
+    from chatpool._files.journal_view import JournalView
 
 _READ_AHEAD = 4  # prompts that imap reads ahead of its consumer, for each slot
 _TICK = 0.1  # seconds between two looks at the bar
 _LONG_TICK = 0.5  # seconds; on Windows an untimed wait could not be interrupted
-_NOTABLE = 0.1  # share of the slots' time that was empty, from which on a limit is named
 
 
 class Callbacks(NamedTuple):
@@ -43,12 +42,19 @@ class Callbacks(NamedTuple):
         return any(self)
 
 
-class Mapper:
-    """Sends the prompts of one map, all at once or bit by bit, and returns their results.
+class JournalUse(NamedTuple):
+    """How a run uses its journal.
 
-    ``repeats``: for the journal, see ``JournalView``. ``retries_failed``: whether what failed in the journal is sent
-    again.
+    ``retries_failed`` and ``repeats``: see ``JournalView``. ``by_name``: see ``Journal``.
     """
+
+    retries_failed: bool = True
+    repeats: frozenset[int] | None = None
+    by_name: bool = False
+
+
+class Mapper:
+    """Sends the prompts of one map, all at once or bit by bit, and returns their results."""
 
     def __init__(
         self,
@@ -56,14 +62,13 @@ class Mapper:
         *,
         progress: bool | None,
         journal: PathLike | None = None,
-        retries_failed: bool = True,
-        repeats: frozenset[int] | None = None,
+        journal_use: JournalUse | None = None,
         callbacks: Callbacks | None = None,
         dedupe: bool = False,
     ) -> None:
         self._job, self._builder = job, job.builder
         self._progress, self._journal = progress, journal
-        self._retries_failed, self._repeats = retries_failed, repeats
+        self._journal_use = journal_use or JournalUse()
         self._callbacks, self._dedupe = callbacks or Callbacks(), dedupe
         self._retries: deque[Retry] = deque()  # to be reported to on_retry
         if self._callbacks.on_retry is not None:
@@ -84,7 +89,7 @@ class Mapper:
                 job.backend.start(job, todo)
                 missing, tick = len(todo), _TICK if bar.is_shown or self._callbacks else _LONG_TICK
                 while missing:
-                    fresh = job.gather(missing, tick)
+                    fresh = self._gather(missing, tick, journal_view)
                     missing -= len(fresh)
                     bar.update([*fresh, *self._copy_to_duplicates(fresh)])
                     self._call_back(fresh)
@@ -113,7 +118,8 @@ class Mapper:
                     must_wait = source.is_over or source.taken - given >= window
                     outstanding = source.taken - given - len(ready)
                     job.waiter = threading.current_thread()
-                    fresh = job.gather(1 if must_wait and outstanding else 0, _TICK if self._callbacks else _LONG_TICK)
+                    tick = _TICK if self._callbacks else _LONG_TICK
+                    fresh = self._gather(1 if must_wait and outstanding else 0, tick, journal_view)
                     bar.update(fresh)
                     self._call_back(fresh)
                     while ready and (not in_order or given in ready):
@@ -136,16 +142,11 @@ class Mapper:
             if not job.is_inherited:
                 bar.close()
 
-    def limited_by(self, calls: int) -> str:
-        """Name the bottleneck: the limit that left most slots empty, or the slots if they were busy all the time."""
-        slots, waits = self._job.backend.slots, self._job.waits
-        waited, wall = sum(waits.values()), self.wall
-        if calls > slots and waited < _NOTABLE * slots * wall:
-            return f"{SLOTS}={slots}"
-        if waited > _NOTABLE * min(calls, slots) * wall:
-            cause = max(waits, key=lambda cause: waits[cause])
-            return self._job.limit_figures().get(cause, cause)
-        return "nothing"
+    @property
+    def limited_by(self) -> str:
+        """The bottleneck: what held calls back for the longest time, with its figure if that is known."""
+        cause = name_bottleneck(self.waits, self._job.backend.slots, self.wall)
+        return self._job.limit_figures().get(cause, cause)
 
     @property
     def wall(self) -> float:
@@ -154,7 +155,7 @@ class Mapper:
 
     @property
     def waits(self) -> dict[str, float]:
-        """Seconds that slots were empty though there were calls, by cause."""
+        """Seconds in which calls were held back, by cause."""
         return self._job.waits
 
     @contextmanager
@@ -164,15 +165,34 @@ class Mapper:
             yield None
             return
         with forks_wait():
-            from chatpool._files.journal import Journal, JournalView  # noqa: PLC0415 - few maps have one
+            from chatpool._files.journal import Journal  # noqa: PLC0415 - few maps have one
+            from chatpool._files.journal_view import JournalView  # noqa: PLC0415 - likewise
 
-        job = self._job
-        with Journal(self._journal, deadline=job.deadline) as journal:
+        job, use = self._job, self._journal_use
+        with Journal(self._journal, deadline=job.deadline, by_body=self._dedupe, by_name=use.by_name) as journal:
             view = JournalView(
-                journal, self._digest, job.parse, retries_failed=self._retries_failed, repeats=self._repeats
-            )
+                journal, self._digest, job.parse, retries_failed=use.retries_failed, repeats=use.repeats,
+                waits=lambda: job.waits,
+            )  # fmt: skip
             job.record = view.record
-            yield view
+            how = "finished"
+            try:
+                yield view
+            except BaseException as error:
+                how = "interrupted" if isinstance(error, KeyboardInterrupt) else type(error).__name__
+                if not isinstance(error, GeneratorExit):  # which the garbage collector may raise: it must not wait
+                    job.stop(interrupted)
+                raise
+            finally:
+                view.note_cancelled(job.take_settled())
+                view.end_run(how)
+
+    def _gather(self, wanted: float, timeout: float, journal_view: JournalView | None) -> list[ChatResult]:
+        """Wait for results; have the journal count those that get no line."""
+        fresh = self._job.gather(wanted, timeout)
+        if journal_view is not None:
+            journal_view.note_cancelled(fresh)
+        return fresh
 
     def _digest(self, request: Request) -> str:
         if request.digest is None:
@@ -202,6 +222,8 @@ class Mapper:
         result = journal_view.find(request) if journal_view else None
         if result is None:
             return None
+        if result.cost is not None:
+            return result
         return replace(result, cost=cost_of(result.response, result.usage, self._builder.price(request)))
 
     def _request(self, index: int, prompt: Any) -> Request:
@@ -280,7 +302,7 @@ class Mapper:
         return Answers(
             (results[index] for index in sorted(results)),
             wall=self.wall,
-            limited_by=self.limited_by(sum(result.attempts > 0 for result in results.values())),
+            limited_by=self.limited_by,
             waits=job.waits,
             params=self._builder.params,
             parse=job.parse,

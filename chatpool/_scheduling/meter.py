@@ -12,7 +12,7 @@ from dataclasses import dataclass
 REQUESTS, TOKENS = 0, 1
 
 ENOUGH = 16  # accepted requests make a rate that is known; with fewer, it is uncertain
-LUMPS = 8  # times the size of the refused request, at least, likewise: else it is the rate of a few large ones
+SIZES = 8  # times the size of the refused request, at least, likewise: else it is the rate of a few large ones
 MOMENT = 1e-3  # seconds that a measure takes at least
 
 
@@ -72,7 +72,7 @@ class Meter:
 
     def is_enough(self, unit: int, size: float) -> bool:
         """Whether so much was accepted that its rate is known."""
-        return self.counted >= ENOUGH and self._gain(unit) >= LUMPS * size
+        return self.counted >= ENOUGH and self._gain(unit) >= SIZES * size
 
     def rate(self, unit: int, size: float) -> float:
         """Return how much was accepted a second, up to the latest refusal, which was of a request of this size."""

@@ -11,7 +11,7 @@ from typing import Callable
 Uniform = Callable[[float, float], float]  # as random.uniform
 
 FIRST, LONGEST = 0.25, 20.0  # seconds of the bound, doubled for each further request: as for other failures
-FEW = 2  # tries that were spent: each further one is to come so much later that six of them last for a minute
+FEW = 2  # spent attempts: each further one is to come so much later that six of them last for a minute
 QUICK = 0.25  # seconds of the bound where it is of no use to wait longer
 PATIENT = 8  # requests that double it, as long as others are answered: then they cost nothing but requests
 TURN = 1.0, 2.0  # times the pace's time for one request, at least: else it comes too early again

@@ -14,8 +14,8 @@ _FIRST_WAIT = 0.25  # seconds, doubled for each further try
 _LONGEST_OWN_WAIT = 20.0  # seconds; a server may ask for more, up to max_wait
 
 
-def delay_before_retry(error: CallError, tries: int, max_wait: float) -> float:
-    """Return the seconds to wait after so many tries: the server's word if it gave one, else full jitter.
+def delay_before_retry(error: CallError, attempts: int, max_wait: float) -> float:
+    """Return the seconds to wait after so many attempts: the server's word if it gave one, else full jitter.
 
     Full jitter: a random share of an exponentially growing bound ("Exponential Backoff And Jitter", AWS
     Architecture Blog, 2015). A kept connection that turned out closed is no reason to wait.
@@ -24,7 +24,7 @@ def delay_before_retry(error: CallError, tries: int, max_wait: float) -> float:
         return 0.0
     if error.retry_after is not None:
         return error.retry_after
-    bound = min(_FIRST_WAIT * 2.0 ** min(tries - 1, 32), _LONGEST_OWN_WAIT, max_wait)
+    bound = min(_FIRST_WAIT * 2.0 ** min(attempts - 1, 32), _LONGEST_OWN_WAIT, max_wait)
     return random.uniform(0, bound)
 
 

@@ -9,14 +9,10 @@ from __future__ import annotations
 
 import copy
 import functools
-import heapq
-import itertools
 import logging
 import math
 import threading
 import time
-import weakref
-from collections import Counter
 from concurrent.futures import Future
 from typing import Any, Callable, NamedTuple
 
@@ -25,11 +21,12 @@ from chatpool._protocol.results import ChatResult
 from chatpool.errors import CallError, NotSentError, SpendLimitError
 
 from .actor import Actor
-from .backlog import Backlog, JobState, Lane
+from .backlog import Backlog, Deadlines, JobState, Lane
+from .bottleneck import Bottleneck
 from .call import Call, unsent
-from .callbacks import Callbacks, Task
-from .job import FutureJob, Job, Reason, sending
-from .limits import BACK_OFF, Limits
+from .callback_threads import CallbackThreads, Task
+from .job import FutureJob, Job, Reason, send_for
+from .limits import Limits
 from .reasons import (
     deadline_passed,
     exception_elsewhere,
@@ -64,10 +61,9 @@ class Scheduler(Actor):
         super().__init__("chatpool-scheduler")
         self._sender, self._limits, self._size = sender, limits, size
         self._workers = Workers(size, self._send_here)
-        self._callbacks = Callbacks(max(1, size - 1), self._callback_done)
+        self._callback_threads = CallbackThreads(max(1, size - 1), self._callback_done)
         self._jobs: dict[Job, JobState] = {}
-        self._deadlines: list[tuple[float, int, weakref.ref[Job]]] = []
-        self._numbers = itertools.count()
+        self._deadlines = Deadlines()
         self._backlog = Backlog()
         self._in_flight: set[Call] = set()
         self._answers_at_long_wait = -1  # how many there were when a call was last rejected for longer than max_wait
@@ -76,14 +72,15 @@ class Scheduler(Actor):
         self._blocked_by: str | None = None  # the limit that it waits for
         self._dismissed: list[threading.Thread] = []
         self._has_ended = False
-        self._looked_at = self._counted_at = time.monotonic()
-        self.waits: Counter[str] = Counter()  # seconds that slots were empty though there were calls, by cause
+        self._looked_at = time.monotonic()
+        self._bottleneck = Bottleneck(size)
 
     def close(self) -> None:
         """Cancel everything, end the threads and wait for them, unless this is one of them."""
         self.stop()
         self.join()
-        wait = not threading.current_thread().name.startswith(("chatpool-worker", "chatpool-callback"))
+        own = ("chatpool-scheduler", "chatpool-worker", "chatpool-callback")
+        wait = not threading.current_thread().name.startswith(own)
         self._workers.close(wait=wait)
         for thread in self._dismissed if wait else ():
             thread.join()
@@ -108,6 +105,8 @@ class Scheduler(Actor):
         if job.is_inline:  # its thread has left, perhaps in the middle of a request
             for call in self._in_flight & state.calls:
                 self._leave_wire(call)
+        for call in job.take_handed_over() & self._in_flight:
+            self._leave_wire(call)
         self.cancel(job, nobody_waits)
         if self._jobs.pop(job, None) is not None:
             state.queues.clear()  # a queue knows its state, and this circle would keep the pool alive
@@ -167,7 +166,7 @@ class Scheduler(Actor):
 
     def call_back(self, run: Callable[[], None], job_began: float) -> None:
         """Run a Future's callback."""
-        if self._has_ended or not self._callbacks.run(run, job_began):
+        if self._has_ended or not self._callback_threads.run(run, job_began):
             run()  # better here than never
 
     def _end(self) -> None:
@@ -176,9 +175,8 @@ class Scheduler(Actor):
 
     def _add_job(self, job: Job) -> JobState:
         state = self._jobs[job] = JobState(job, self._size)
-        job.scheduled(self.waits, self._limits.figures)
-        if job.deadline < math.inf:
-            heapq.heappush(self._deadlines, (job.deadline, next(self._numbers), weakref.ref(job)))
+        job.scheduled(self._bottleneck.waits, self._limits.figures)
+        self._deadlines.add(job)
         if job.outer is not None:
             job.outer.backend.adopt(job.outer, job)
         return state
@@ -187,19 +185,20 @@ class Scheduler(Actor):
 
     def _step(self) -> None:
         now = time.monotonic()
-        self._count_empty_slots(now)
+        self._bottleneck.count(now)
         self._backlog.wake(now)
         if now - self._looked_at >= _TICK:
             self._look(now)
         self._cancel_late_jobs(now)
         self._dispatch()
+        self._bottleneck.note(len(self._in_flight), self._blocked_by, self._backlog)
         if self._is_leaving and all(state.is_aborted for state in self._jobs.values()):
             self._dismiss()
 
     def _timeout(self) -> float:
         """Return the seconds until there is something to do."""
-        wake_up = min(self._opens, self._backlog.next_due, self._deadlines[0][0] if self._deadlines else math.inf)
-        if self._in_flight or self._blocked_by is not None or self._callbacks.are_short_of_threads:
+        wake_up = min(self._opens, self._backlog.next_due, self._deadlines.next)
+        if self._in_flight or self._blocked_by is not None or self._callback_threads.are_short_of_threads:
             wake_up = min(wake_up, self._looked_at + _TICK)
         return wake_up if wake_up == math.inf else max(0.0, min(wake_up - time.monotonic(), threading.TIMEOUT_MAX))
 
@@ -209,7 +208,7 @@ class Scheduler(Actor):
         for call in self._in_flight:
             if now >= call.scope.timeout_at or call.scope.is_cut:
                 call.scope.check(now)
-        self._callbacks.grow()
+        self._callback_threads.grow()
         waiting = [call for _, lane in self._backlog.lanes() for call in lane.waiting()]
         if waiting and self._limits.outage_left(now) <= 0:
             self._end_outage(waiting)
@@ -218,27 +217,17 @@ class Scheduler(Actor):
                 self._finish(state, call, call.result(call.last_error or call.timeout_error(now)))
 
     def _cancel_late_jobs(self, now: float) -> None:
-        while self._deadlines and self._deadlines[0][0] <= now:
-            job = heapq.heappop(self._deadlines)[2]()
+        while self._deadlines.next <= now:
+            job = self._deadlines.pop()
             if job is not None:
                 self.cancel(job, deadline_passed)
-
-    def _count_empty_slots(self, now: float) -> None:
-        seconds, self._counted_at = now - self._counted_at, now
-        empty = self._size - len(self._in_flight)
-        if not empty:
-            return
-        if self._blocked_by is not None:
-            self.waits[self._blocked_by] += empty * seconds  # type: ignore[assignment]  # a Counter may count in seconds
-        elif self._backlog.delayed:
-            self.waits[BACK_OFF] += min(empty, self._backlog.delayed) * seconds  # type: ignore[assignment]  # likewise
 
     def _recover(self, bug: BaseException) -> None:
         """A bug of ours, or a MemoryError: start with a clean slate, and have every waiting thread raise it."""
         _logger.critical("the scheduler failed; every call is cancelled", exc_info=bug)
         jobs, self._jobs, self._backlog = self._jobs, {}, Backlog()
         self._opens, self._blocked_by = math.inf, None
-        self._deadlines.clear()
+        self._deadlines = Deadlines()
         for job, state in jobs.items():
             job.is_cancelled = True
             job.fail(bug)
@@ -252,7 +241,7 @@ class Scheduler(Actor):
 
     def _dismiss(self) -> None:
         self._workers.dismiss()
-        self._dismissed = self._callbacks.dismiss()
+        self._dismissed = self._callback_threads.dismiss()
 
     # Sending.
 
@@ -284,6 +273,10 @@ class Scheduler(Actor):
             lane.head = None
             state.parked.append(call)
             return True
+        if call.job.is_away:
+            lane.head = None
+            self._backlog.delay(call, time.monotonic() + _TICK)
+            return True
         if self._sender.must_save(call):
             lane.head = None
             state.save(call)
@@ -314,21 +307,17 @@ class Scheduler(Actor):
         call.begin_attempt(now, self._limits.answers_of(call.model))
         self._limits.sent(now, call)
         self._in_flight.add(call)
-        if job.is_inline:
+        if job.is_inline or not self._workers.send(call, len(self._in_flight)):
             job.hand_over(functools.partial(self._send_here, call))
-        else:
-            self._workers.send(call, len(self._in_flight))
 
     # In the threads of workers and callbacks.
 
     def _send_here(self, call: Call) -> None:
-        with sending(self):
-            self._perform(call, self._sender.send)
+        send_for(self, functools.partial(self._perform, call, self._sender.send))
 
     def _parse_here(self, call: Call) -> None:
         if call.scope.error is None:  # else it was cancelled meanwhile
-            with call.job.entered():
-                self._perform(call, self._sender.parse)
+            call.job.enter(functools.partial(self._perform, call, self._sender.parse))
 
     def _perform(self, call: Call, step: Step) -> None:
         """Make a step of a call within its caller's context, and report how it ended."""
@@ -343,7 +332,7 @@ class Scheduler(Actor):
             raise report.bug  # this is the thread that waits
 
     def _callback_done(self, task: Task) -> None:
-        self._inbox.put(functools.partial(self._callbacks.forget, task))
+        self._inbox.put(functools.partial(self._callback_threads.forget, task))
 
     # Reports.
 
@@ -376,7 +365,7 @@ class Scheduler(Actor):
     def _parse(self, state: JobState, call: Call) -> None:
         state.parsing.add(call)
         parse = functools.partial(self._parse_here, call)
-        if call.job.parses_itself or not self._callbacks.run(parse, call.job.began):
+        if call.job.parses_itself or not self._callback_threads.run(parse, call.job.began):
             call.job.hand_over(parse)
 
     def _delay(self, state: JobState, call: Call, delay: float) -> None:

@@ -37,6 +37,7 @@ from .call import Call
 from .limits import Limits
 from .reasons import deadline_passed
 from .retry import back_off, delay_before_retry
+from .streaming import Streams
 
 _logger = logging.getLogger("chatpool")
 
@@ -52,6 +53,7 @@ class Sender:
         self._settings, self._transport, self._limits = settings, transport, limits
         self.max_wait = settings.max_wait
         self._format_levels: dict[str, int] = {}  # by model: how a server wants to be asked for a response_format
+        self._streams = Streams(settings.idle_timeout)
 
     def prepare(self, call: Call) -> CallError | None:
         """Estimate the tokens of a call; return an error if its text needs more than the whole budget of them."""
@@ -119,7 +121,7 @@ class Sender:
             _logger.warning("prompt %d failed: %s", call.index, _describe(failure))
         result = call.result(failure)
         if call.job.record is not None:
-            call.job.record(result, call.timeline)
+            call.job.record(result, call.timeline, call.error_body)
         call.request.payload = None  # a map keeps its requests until it ends
         return result
 
@@ -127,12 +129,14 @@ class Sender:
         """Send the request and take the answer out of the reply; note what the limits are to learn from it."""
         if call.scope.error is not None:
             raise call.scope.error
-        payload = self._payload(call)
+        payload, answer = self._streams.prepare(call, self._payload(call))
         try:
-            reply = self._transport.send(call.request.path, payload, call.scope)
+            reply = self._transport.send(call.request.path, payload, call.scope, answer)
         except APITimeoutError as failure:
             call.note_unanswered()
-            call.read_timeouts += failure.code == "read_timeout"
+            # A model that thinks without a word for longer than the idle timeout does so in each attempt.
+            is_silent = failure.code == "idle_timeout" and call.first_token is None
+            call.read_timeouts += failure.code == "read_timeout" or is_silent
             late = call.timeout_error(time.monotonic())
             if late is not None:
                 raise late from None
@@ -144,6 +148,7 @@ class Sender:
             if is_transient(failure) and failure.code != "stale_connection":
                 call.signal = functools.partial(Limits.failed, error=failure)
             raise
+        self._streams.learn(call, reply)
         self._judge(call, reply, len(payload))
         assert call.completion is not None
         call.value = call.completion.text
@@ -163,6 +168,9 @@ class Sender:
         if rejected is not None:
             body = ask_again(body, *rejected)
         return encode(body, f"prompt {call.index}")
+
+    def _has_other_body(self, call: Call, error: CallError) -> bool:
+        return self._has_other_format(call, error) or self._streams.has_other_way(call, error)
 
     def _has_other_format(self, call: Call, error: CallError) -> bool:
         """Whether the server did not know how its answer was asked for, and there is another way; remember it."""
@@ -186,6 +194,8 @@ class Sender:
         try:
             call.completion = completion = read(reply)
         except CallError as error:
+            if call.job.record is not None:
+                call.error_body = reply.error_body()
             if not is_refusal(error):
                 failed = functools.partial(Limits.failed, error=error)
                 accepted = functools.partial(Limits.accepted, tokens=None, announced=announced)
@@ -217,7 +227,8 @@ class Sender:
             return no_key
         rejected = is_refusal(error)
         # A refusal costs no try if others were answered since the attempt before: it shows only that there are many.
-        has_other_way = has_new_key or self._has_other_format(call, error)
+        # A kept connection that the server closed costs none either: its later attempts open their own.
+        has_other_way = has_new_key or error.code == "stale_connection" or self._has_other_body(call, error)
         is_free = has_other_way or (rejected and self._limits.answers_of(call.model) > call.answers_before)
         call.tries += not is_free
         # A stray 401 at once, before other prompts meet a key that may have been revoked.
@@ -241,7 +252,8 @@ class Sender:
         """Whether a call may make no other attempt, whatever its error."""
         most = self._settings.max_tries
         is_spent = call.tries >= most or call.attempts >= _MOST_SENDS * most
-        return is_spent or call.read_timeouts >= _MOST_READ_TIMEOUTS or call.job.is_cancelled
+        is_over = call.job.is_cancelled or call.job.has_delivered
+        return is_spent or call.read_timeouts >= _MOST_READ_TIMEOUTS or is_over
 
     def _is_stray(self, call: Call, error: CallError) -> bool:
         """Whether a 401 may be a gateway's mistake: the key was accepted before, and this call had no other 401."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Callable
@@ -14,6 +16,7 @@ from .call import Call
 # worker starts when another begins to wait for the network, and then the replies come one by one, too.
 _MOST_STARTING = 4
 _LARGE = 64  # workers, from which on a pool is large
+_PAUSE = 1.0  # seconds between two attempts to start a worker, if there are no more threads
 
 
 class Workers:
@@ -27,18 +30,17 @@ class Workers:
         for _ in range(size if size < _LARGE else _MOST_STARTING):
             self._permits.put(None)
         self._count = 0
+        self._next_start = 0.0  # when a worker may be started again
 
-    def send(self, call: Call, in_flight: int) -> None:
-        """Have a worker perform a call; ``in_flight``: how many calls there are with this one."""
+    def send(self, call: Call, in_flight: int) -> bool:
+        """Have a worker perform a call; ``in_flight``: how many calls there are with this one. Return False if there is
+        no worker, and none can be started."""
+        if in_flight > self._count and time.monotonic() >= self._next_start:
+            self._start_worker()
+        if not self._count:
+            return False
         self._calls.put(call)
-        if in_flight <= self._count:
-            return
-        try:
-            self._executor.submit(self._work, self._calls)
-            self._count += 1
-        except RuntimeError:  # no more threads to be had, or the interpreter exits: the workers that exist go on
-            if not self._count:
-                self._perform(self._calls.get())  # type: ignore[arg-type]  # None comes last, from dismiss
+        return True
 
     def dismiss(self) -> None:
         """End the workers once they have performed what they have. Calls that come later get new ones."""
@@ -49,6 +51,18 @@ class Workers:
         """End the workers, and start no more."""
         self.dismiss()
         self._executor.shutdown(wait=wait)
+
+    def _start_worker(self) -> None:
+        try:
+            self._executor.submit(self._work, self._calls)
+        except RuntimeError:  # the interpreter exits, or there are no more threads to be had
+            work = threading.Thread(target=self._work, args=[self._calls], name="chatpool-worker", daemon=True)
+            try:
+                work.start()
+            except RuntimeError:  # the workers that exist go on; each failed start leaves a task in the queue
+                self._next_start = time.monotonic() + _PAUSE
+                return
+        self._count += 1
 
     def _work(self, calls: SimpleQueue[Call | None]) -> None:
         permits = self._permits

@@ -13,7 +13,7 @@ import sys
 import pytest
 
 from chatpool import ChatPool
-from chatpool._cli import report as html
+from chatpool._cli import charts
 from chatpool._cli.main import main
 from chatpool._files.history import History, Intervals, TimeSeries, read_history
 from chatpool.testing import Reply
@@ -32,10 +32,12 @@ FLAGS = [
 QUIET = ["--disable-background-networking", "--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND"]
 
 
-def line(began, elapsed, *, tries=None, error=None, usage=None, **ours):
+def line(began, elapsed, *, tries=(), error=None, usage=None, **ours):
     """Return the parsed line of one call."""
     body = {"usage": usage} if usage else None
-    timed = {"started": began, "elapsed": elapsed, "attempts": len(tries or [1]), **({"tries": tries} if tries else {})}
+    timed = {"started": began, "elapsed": elapsed, "attempts": len(tries) or 1}
+    if len(tries):
+        timed["tries"] = tries
     return {"custom_id": "x", "response": {"body": body}, "error": error, "chatpool": {**timed, **ours}}
 
 
@@ -61,14 +63,13 @@ def journal(server, pool, tmp_path):
 
 
 def test_intervals_are_counted_over_time():
-    """The mean number of intervals in each bin, their total length, and that of their union."""
+    """The mean number of intervals in each bin, and their total length."""
     intervals = Intervals()
     for began, ended in [(0, 4), (1, 2), (3, 7)]:
         intervals.add(1.7e9 + began, 1.7e9 + ended)
     edges = [1.7e9 + second for second in range(9)]
     assert intervals.means(edges) == pytest.approx([1, 2, 1, 2, 1, 1, 1, 0])
     assert intervals.total == pytest.approx(9)
-    assert intervals.covered == pytest.approx(7)
 
 
 def test_a_long_gap_separates_two_runs():
@@ -108,9 +109,8 @@ def test_history_counts_attempts_rate_limits_and_tokens():
         line(1000, 2, usage={"input_tokens": 5, "output_tokens": 6}),  # from the Responses API
         line(1000, 1, error={"code": "too_long", "message": "m"}, tries=[[0, 1, "BadRequestError"]], status_code=400),
     )
-    assert history.requests == 5
+    assert history.spent.attempts == 5
     assert history.attempts.total == pytest.approx(6)
-    assert history.calls.total == pytest.approx(13)
     assert (history.tokens_in.total, history.tokens_out.total) == (8, 10)
     assert history.rate_limited.sums([1000, 1001, 1002]) == [0, 1]
     assert history.failed_attempts == {"RateLimitError": 1, "InternalServerError": 1, "BadRequestError": 1}
@@ -125,7 +125,7 @@ def test_line_that_counts_gives_the_outcome(server, pool, tmp_path):
     assert sum(read_history(path).failures.values()) == 1
     pool.map(["a", "b"], journal=path)
     history = read_history(path)
-    assert (history.prompts, len(history.latencies), history.requests) == (2, 2, 3)
+    assert (history.prompts, len(history.latencies), history.spent.attempts) == (2, 2, 3)
     assert not history.failures
 
 
@@ -140,7 +140,12 @@ def test_report_is_one_self_contained_page(journal):
     assert "in 1 run from" in page
     assert "1 rate-limited (429)" in page
     assert "InvalidResponseError 200 content_filter" in page
-    assert "<td>2</td><td>BadRequestError 400 too_long</td>" in page
+    assert page.count("<td>BadRequestError 400 too_long</td>") == 2
+    assert re.search(r"<span>answers a second</span><b>\d", page)
+    assert re.search(r"<span>latency, p95</span><b>\d", page)
+    assert "<span>model</span><b>gpt-6-luna</b>" in page
+    assert "<span>truncated answers</span><b>0</b>" in page
+    assert "<td>finished</td>" in page
     assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=", page)
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
 
@@ -207,13 +212,13 @@ def test_usage_error_is_a_sentence_and_exit_code_2(journal, monkeypatch, capsys,
 
 
 def test_without_plotly_the_message_says_what_to_install(journal):
-    """It names the extra; the rest of the package does not need plotly."""
+    """It names a package that is on PyPI; the rest of the package does not need plotly."""
     program = (
         "import sys; sys.modules['plotly'] = None; from chatpool._cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
     done = subprocess.run([sys.executable, "-c", program, "report", str(journal)], capture_output=True, text=True)
     assert done.returncode == 2
-    assert "pip install 'chatpool[report]'" in done.stderr
+    assert "chatpool report needs plotly; pip install plotly" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -242,14 +247,18 @@ def test_line_with_invalid_fields_is_reported_by_number(journal, capsys, change)
 
 @pytest.mark.parametrize("odd", ["12", -1, [1], {"a": 1}, None, True, float("nan"), float("inf"), 10**400], ids=repr)
 def test_odd_usage_is_ignored(odd):
-    """Servers send all kinds of values there: the other field is counted, and so are the other lines."""
+    """Servers send all kinds of values there: the other field is counted, and so are the other lines.
+
+    Digits as text are a number, to ``ChatResult.usage`` too.
+    """
     history = history_of(
         line(1000, 1, usage={"prompt_tokens": odd, "completion_tokens": 4}),
         line(1000, 1, usage={"prompt_tokens": odd, "input_tokens": 5}),
         line(1000, 1, usage=odd),
         line(1000, 1, usage={"prompt_tokens": 3}),
     )
-    assert (history.prompts, history.tokens_in.total, history.tokens_out.total) == (4, 8, 4)
+    tokens_in = 27 if odd == "12" else 8
+    assert (history.prompts, history.tokens_in.total, history.tokens_out.total) == (4, tokens_in, 4)
 
 
 def test_journal_with_odd_usage_has_a_report(journal):
@@ -327,11 +336,18 @@ def test_chromium_shows_the_page(journal, browse):
     text, picture = browse(journal.with_suffix(".html"))
     shown = re.sub(r"<(script|style)\b.*?</\1>", "", text, flags=re.DOTALL)
     words = re.sub(r"<[^>]+>", "\n", shown)
-    for label in ("Time to an answer", "median", "In flight and rate-limited", "429s a second", "tokens a second"):
+    for label in (
+        "Time to an answer",
+        "median",
+        "In flight and rate-limited",
+        "What held the run back",
+        "429s a second",
+        "tokens a second",
+    ):
         assert f"\n{label}" in words
-    assert words.count("BadRequestError 400 too_long") == 2  # in the chart and in the table
+    assert words.count("BadRequestError 400 too_long") == 3  # once by cause, and for two prompts
     assert "run.jsonl – chatpool report" in text  # the title, unchanged by NASTY
-    for color in (html.BLUE, html.ORANGE, html.RED):
+    for color in (charts.BLUE, charts.ORANGE, charts.RED):
         assert _pixels_like(picture, color) > 500, color
 
 

@@ -15,8 +15,9 @@ import pytest
 
 from chatpool import ChatPool
 from chatpool._cli.main import main
-from chatpool.testing import FakeChatServer, Reply
+from chatpool.testing import End, FakeChatServer, Reply
 from tests.conftest import wait_until
+from tests.streaming import HELLO, stream
 
 
 def batch(name, content, **more):
@@ -174,7 +175,7 @@ USAGE = {
     "input is output": (["-o", "in.txt"], "chatpool: in.txt is the input; choose another file for the output"),
     "output is not a journal": (["-o", "other.txt"], "chatpool: other.txt is not a chatpool journal: line 1 was not"),
     "output in no folder": (["-o", "no/out.jsonl"], "chatpool: the journal no/out.jsonl cannot be opened: No such"),
-    "bad workers": (["--text", "--workers", "0"], "chatpool: max_workers must be"),
+    "bad workers": (["--text", "--workers", "0"], "chatpool: --workers must be"),
     "workers not a number": (["--text", "--workers", "many"], "argument --workers: invalid int value: 'many'"),
     "bad param": (["--text", "--param", "temperature"], "argument --param: 'temperature' is not KEY=VALUE"),
     "bad timeout": (["--text", "--timeout", "1,2,3"], "argument --timeout: '1,2,3' is neither SECONDS nor CONNECT,READ"),
@@ -225,6 +226,17 @@ def test_options_reach_the_request(shell):
     }
 
 
+def test_idle_timeout_streams_inside(shell):
+    """An answer that falls silent is asked for again; the output is the same as ever."""
+    shell.write("in.txt", "a")
+    shell.server.script("a", stream(*HELLO[:3], end=End.STALL), stream(*HELLO))
+    assert shell.run("in.txt", "--text", "--idle-timeout", "0.3", "--max-wait", "0.1") == 0
+    assert shell.out == "Hello\n"
+    assert "first token: median" in shell.err
+    assert shell.run("in.txt", "--text", "--idle-timeout", "0") == 2
+    assert "--idle-timeout must be a number of seconds, more than 0" in shell.err
+
+
 def test_batch_bodies_are_sent_as_they_are(shell):
     """With their own model and messages; --system is ignored, and --param adds only missing fields."""
     shell.write("in.jsonl", batch("r", "a"))
@@ -262,7 +274,7 @@ def test_errors_of_other_endpoints_are_errors(shell):
     shell.server._reply = lambda request: Reply(status=404, body={"error": {"message": "no such model"}})
     shell.write("in.jsonl", '{"custom_id": "r", "url": "/v1/embeddings", "body": {"model": "x", "input": "a"}}')
     assert shell.run("in.jsonl", "-o", "out.jsonl") == 1
-    assert "1 × NotFoundError 404, e.g. prompt 0 (req_0): 404: no such model" in shell.err
+    assert "1 × NotFoundError 404, e.g. prompt 1 (req_0): 404: no such model" in shell.err
 
 
 def test_text_is_one_line_an_answer_in_order(shell):
@@ -318,7 +330,7 @@ def test_exit_code_1_and_the_reason(shell):
     shell.write("in.txt", "a", "b", "c")
     assert shell.run("in.txt", "-o", "out.jsonl") == 1
     assert "3 prompts: 2 answered, 1 failed" in shell.err
-    assert "1 × BadRequestError 400 too_long, e.g. prompt 1" in shell.err
+    assert "1 × BadRequestError 400 too_long, e.g. prompt 2" in shell.err
     assert shell.answers() == ["a", "c"]
 
 
@@ -534,7 +546,23 @@ def test_fake_server_serves_until_ctrl_c(tmp_path):
     finally:
         server.send_signal(signal.SIGINT)
         _, err = server.communicate(timeout=20)
-    assert err == "interrupted\n"
+    assert (err, server.returncode) == ("", 130)
+
+
+def test_fake_server_names_the_right_base_url(tmp_path):
+    """A real server would not know the path either."""
+    server = start("fake-server")
+    try:
+        url = re.search(r"http://127\.0\.0\.1:\d+/v1", server.stdout.readline())[0]
+        (tmp_path / "in.txt").write_text("a\n")
+        for base in (url[: -len("/v1")], f"{url}/v1"):
+            client = start("run", "in.txt", "--text", "--base-url", base, cwd=tmp_path)
+            err = " ".join(client.communicate(timeout=20)[1].split())
+            assert client.returncode == 1
+            assert f"the base URL of this server is {url}" in err
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.communicate(timeout=20)
 
 
 def test_fake_server_refuses_invalid_options(capsys, server):

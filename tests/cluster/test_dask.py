@@ -10,6 +10,8 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 import pytest
@@ -95,6 +97,51 @@ def test_parse_runs_where_the_answer_is(client, server, pool):
     assert server.count("n") == 2
 
 
+class Mood(Enum):
+    GOOD = "good"
+    BAD = "bad"
+
+
+def test_answers_are_values_of_a_type(client, server, pool, tmp_path):
+    """Of a type of this module, and of one that only this program knows; also from the journal."""
+
+    @dataclass
+    class City:
+        name: str
+        population: int
+
+    server.script("How?", Reply('{"value": "good"}'))
+    server.script("Where?", Reply('{"name": "Lima", "population": 10000000}'))
+    for prompt, kind, value in [("How?", Mood, Mood.GOOD), ("Where?", City, City("Lima", 10_000_000))]:
+        for _ in range(2):
+            answers = distributed.map(pool, [prompt], client, response_format=kind, journal=tmp_path / "j.jsonl")
+            assert answers == [value]
+            assert type(answers[0]) is kind
+        assert server.count(prompt) == 1
+    assert server.requests[0].body["response_format"]["type"] == "json_schema"
+    (result,) = distributed.imap_unordered(pool, ["How?"], client, response_format=Mood)
+    assert result.value is Mood.GOOD
+
+
+@pytest.mark.parametrize("reask", [True, False])
+def test_a_worker_shows_the_model_its_bad_answer(client, server, pool, reask):
+    server.script("How?", Reply("so so"), Reply("good"))
+    assert distributed.map(pool, ["How?"], client, response_format=Mood, reask=reask) == [Mood.GOOD]
+    assert len(server.requests[1].body["messages"]) == (3 if reask else 1)
+
+
+def test_a_worker_finds_the_way_to_ask_a_server_that_knows_only_json_object(client, server, pool):
+    unknown = Reply(status=400, body={"error": {"message": "response_format json_schema is not supported"}})
+    server.script("How?", unknown, Reply('{"value": "bad"}'))
+    assert distributed.map(pool, ["How?"], client, response_format=Mood) == [Mood.BAD]
+    assert server.requests[1].body["response_format"] == {"type": "json_object"}
+
+
+def test_parse_and_a_type_exclude_each_other(client, pool):
+    with pytest.raises(ConfigurationError, match="not both"):
+        distributed.map(pool, ["a"], client, response_format=Mood, parse=str)
+
+
 def test_bug_in_parse_is_raised(client, server, pool):
     """With what was answered on the exception, as by any map."""
     with pytest.raises(ZeroDivisionError) as caught:
@@ -121,7 +168,7 @@ def test_worker_without_a_key_is_named(client, monkeypatch):
 
 
 def test_client_must_be_one(pool):
-    """Told at once, with its type."""
+    """The error comes at once, and names its type."""
     with pytest.raises(ConfigurationError, match=r"must be a distributed\.Client, not str"):
         distributed.map(pool, ["a"], "tcp://scheduler:8786")
 
@@ -168,7 +215,7 @@ def test_wrong_key_stops_all_processes(client, monkeypatch):
 
 
 def test_deadline_bounds_it(client, server, pool):
-    """What is done by then comes back; the workers are told to stop, and do."""
+    """What is done by then comes back; the workers stop."""
     server.script("hangs", Reply(fault="stall"))
     answers = distributed.map(pool, ["a", "hangs", "b"], client, deadline=2)
     assert answers == ["a", None, "b"]
@@ -189,11 +236,15 @@ def test_iterator_dropped_half_way_cancels(client, server, pool):
     results = distributed.imap_unordered(pool, (str(n) for n in range(10**6)), client)
     next(results)
     results.close()
+    assert wait_until(lambda: not client.run_on_scheduler(left_on_scheduler))
     assert wait_until(lambda: not any(client.run(runs_under_way).values()))
+    assert wait_until(lambda: is_idle(server))  # a task that had just reached its worker had no run yet
+
+
+def is_idle(server):
     sent = len(server.requests)
     time.sleep(0.2)
-    assert len(server.requests) == sent
-    assert wait_until(lambda: not client.run_on_scheduler(left_on_scheduler))
+    return len(server.requests) == sent
 
 
 def left_on_scheduler(dask_scheduler):
@@ -210,8 +261,8 @@ def test_journal_stays_with_the_caller(client, server, pool, tmp_path):
     assert pool.map(PROMPTS[:5], journal=path)[3] == "better"
     assert distributed.map(pool, PROMPTS, client, journal=path)[3] == "better"
     assert len(server.requests) == 300 + 1 + 1
-    tries = [json.loads(line)["chatpool"].get("tries") for line in path.read_text().splitlines()]
-    assert sum(len(told) for told in tries if told) == 3  # p3 once, p4 twice
+    attempts = [json.loads(line)["chatpool"].get("tries") for line in path.read_text().splitlines()]
+    assert sum(len(of_one) for of_one in attempts if of_one) == 3  # p3 once, p4 twice
     pool.close()
 
 
@@ -250,7 +301,7 @@ def budgets():
 
 
 def test_worker_killed_in_mid_run(frail, server, pool, tmp_path):
-    """SIGKILL: every prompt has its answer; paid for twice is at most what was on the wire or not yet told of."""
+    """SIGKILL: every prompt has its answer; paid for twice is at most what was on the wire or not yet reported."""
     server._latency = 0.05
     victim = next(iter(frail.run(os.getpid).values()))
     results, came = distributed.imap_unordered(pool, PROMPTS, frail, journal=tmp_path / "j"), {}
@@ -364,21 +415,21 @@ def test_command_on_a_scheduler_with_workers(started, server, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--dask", "tcp://127.0.0.1:9"], "cannot connect to a Dask scheduler at tcp://127.0.0.1:9"),
         (["--dask", "nonsense://"], "cannot connect to a Dask scheduler at nonsense://"),
         (["--dask", "tcp://127.0.0.1:9", "--token-budget", "5"], "do not work with --dask"),
     ],
 )
-def test_mistakes_of_the_command_are_sentences(tmp_path, monkeypatch, words, told):
+def test_mistakes_of_the_command_are_sentences(tmp_path, monkeypatch, words, message):
     """Exit code 2 and no traceback."""
     (tmp_path / "p.txt").write_text("a\n")
     monkeypatch.setenv("CHATPOOL_TEST", "1")
     run = [sys.executable, "-m", "chatpool", "run", "p.txt", "-o", "o", "--base-url", "http://127.0.0.1:9"]
     done = subprocess.run([*run, *words], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
-    assert told in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -386,4 +437,4 @@ def test_without_dask_it_says_what_to_install():
     """The import names the extra; the rest of the package does without."""
     code = "import sys; sys.modules['distributed'] = None\nimport chatpool\nimport chatpool.distributed"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "install chatpool with its extra 'dask'" in done.stderr.splitlines()[-1]
+    assert "chatpool.distributed needs Dask; pip install distributed" in done.stderr.splitlines()[-1]

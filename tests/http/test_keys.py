@@ -5,11 +5,12 @@ from __future__ import annotations
 import pickle
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 import requests
 
-from chatpool import AuthenticationError, ChatPool, ConfigurationError, DeadlineError, NotSentError
+from chatpool import AuthenticationError, CallError, ChatPool, ConfigurationError, DeadlineError, NotSentError
 from chatpool._http import keys
 from chatpool.testing import FakeChatServer, Reply
 from tests.conftest import wait_until
@@ -217,3 +218,40 @@ def test_a_sessions_auth_that_renews_its_token_costs_no_try(server, renews):
         assert pool.map(["b"]) == (["b"] if renews else [None])
         assert server.count("b") == (2 if renews else 1)
         pool.close()
+
+
+@pytest.mark.parametrize("name", ["chatpool-key", "chatpool-lookup"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_helper_thread_that_was_not_started_is_started_next_time(server, monkeypatch, name, error):
+    """For the callable, or to look a name up. Ctrl-C came just before, or there was no thread to be had."""
+    start, refusals = threading.Thread.start, [error]
+
+    def refuse(thread):
+        if name in thread.name and refusals:
+            raise refusals.pop()
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    url = f"http://localhost:{server.port}/v1"
+    with ChatPool(2, base_url=url, api_key=lambda: "key-number-1", max_tries=1) as pool:
+        with suppress(error, CallError):
+            pool.ask("a")
+        assert refusals == []
+        assert pool.ask("b", deadline=5) == "b"
+
+
+def test_threads_that_meet_a_401_at_once_ask_once(monkeypatch):
+    """Also if the answer comes, the same key again, while one of them is about to ask."""
+    key = Keys("same-key-again")
+    source, scope = keys.KeySource(key), keys.CancelScope()
+    source.key(scope)
+    renewed = source._renewed
+
+    def renew_first(*args):
+        monkeypatch.setattr(source, "_renewed", renewed)
+        assert not source.renew(scope)  # as another thread would
+        return renewed(*args)
+
+    monkeypatch.setattr(source, "_renewed", renew_first)
+    assert not source.renew(scope)
+    assert key.asked == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import sys
 import threading
 
 import pytest
@@ -55,3 +57,36 @@ def test_two_pools_with_two_addresses_on_one_session_close_their_own(server):
         for pool in pools:
             pool.close()
         assert wait_until(lambda: server.open_connections == 0 and other.open_connections == 0)
+
+
+def test_pool_may_be_made_while_another_uses_its_session(server):
+    """The threads of the other look at the Session's adapters all the time."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with requests.Session() as session, ChatPool(4, base_url=server.url, session=session) as busy:
+            failures, is_over = [], threading.Event()
+
+            def use():
+                while not is_over.is_set():
+                    failures.extend(busy.map(["a"] * 40).failures)
+
+            user = threading.Thread(target=use)
+            user.start()
+            for number in range(200):
+                ChatPool(1, base_url=f"{server.url}/{number}", session=session)._engine()
+            is_over.set()
+            user.join()
+            assert failures == []
+            assert list(session.adapters) == sorted(session.adapters, key=len, reverse=True)
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_session_that_a_pool_has_used_can_be_pickled(server):
+    with requests.Session() as session:
+        ChatPool(2, base_url=server.url, session=session).ask("a")
+        with pickle.loads(pickle.dumps(session)) as copy:
+            body = {"messages": [{"role": "user", "content": "b"}]}
+            assert copy.post(f"{server.url}/chat/completions", json=body).ok
+            assert ChatPool(2, base_url=server.url, session=copy).ask("c") == "c"

@@ -98,7 +98,7 @@ def test_exhausted_quota_ends_the_map(pool, server):
 
 
 @pytest.mark.parametrize(
-    ("prompt", "kind", "code", "tries"),
+    ("prompt", "kind", "code", "attempts"),
     [
         ("too long", BadRequestError, "context_length_exceeded", 1),
         ("dropped", InternalServerError, "chaos_drop", 4),
@@ -106,14 +106,15 @@ def test_exhausted_quota_ends_the_map(pool, server):
         ("disconnected", APIConnectionError, None, 4),
     ],
 )
-def test_failing_prompt_has_an_error_and_the_others_are_answered(pool, server, prompt, kind, code, tries):
+def test_failing_prompt_has_an_error_and_the_others_are_answered(pool, server, prompt, kind, code, attempts):
     """A transient error is retried up to the limit, a permanent one is not."""
     answers = pool.map([prompt, *QUESTIONS[:100]])
     assert answers[1:] == ANSWERS[:100]
     error = answers.results[0].error
     assert type(error) is kind
     assert code in (None, error.code)
-    assert count_requests(server)[prompt] == tries
+    stale = 1 if prompt == "disconnected" else 0  # a kept connection that is closed at once costs no try
+    assert attempts <= count_requests(server)[prompt] <= attempts + stale
 
 
 def test_random_faults_lose_no_call(server):

@@ -121,7 +121,7 @@ def test_connections_closed_while_idle_are_replaced(gateway, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("server", "kind", "status", "tries"),
+    ("server", "kind", "status", "attempts"),
     [
         ("location / { return 404; }", NotFoundError, 404, 1),
         ("client_max_body_size 1; location / { proxy_pass http://127.0.0.1:1; }", APIStatusError, 413, 1),
@@ -138,12 +138,12 @@ def test_connections_closed_while_idle_are_replaced(gateway, tmp_path):
         ),  # nginx closes the connection without a reply
     ],
 )
-def test_html_replies_are_errors(make_nginx, server, kind, status, tries):
+def test_html_replies_are_errors(make_nginx, server, kind, status, attempts):
     """The error has the status, and transient ones are retried."""
     with ChatPool(1, base_url=make_nginx(server).api, max_tries=3, max_wait=0.01) as pool:
         (result,) = pool.map(["a"]).results
     assert type(result.error) is kind
-    assert (result.error.status_code, result.attempts) == (status, tries)
+    assert (result.error.status_code, result.attempts) == (status, attempts)
 
 
 def test_gateway_timeout_is_an_error(make_nginx):

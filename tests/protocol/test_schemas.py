@@ -103,6 +103,11 @@ def objects_in(schema):
             yield from objects_in(inner)
 
 
+OPTIONAL = {"type": "object", "properties": {"a": {"anyOf": [{"type": "string"}, {"type": "null"}]}}}
+REFERENCE = {
+    "type": "object", "properties": {"a": {"$ref": "#/definitions/A"}}, "definitions": {"A": {"type": "string"}}
+}  # fmt: skip
+
 # A type, an answer's text, and why it is rejected.
 BAD: dict[str, tuple[Any, str, str]] = {
     "not JSON": (River, "Here you are:", "Expecting value"),
@@ -117,6 +122,13 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "no option of a Union": (Optional[int], '"x"', "must be of type integer, not 'x'; or"),
     "a schema's type": (VALUES["schema"][0], '{"a": "x"}', "a must be of type integer, not 'x'"),
     "a schema's fields": (VALUES["schema"][0], "{}", "the answer lacks a"),
+    "a schema's enum": ({"enum": [1, None]}, "true", r"must be one of \[1, None\], not True"),
+    "a schema's const": ({"const": "a"}, "b", r"must be one of \['a'\], not 'b'"),
+    "no option of a schema": (OPTIONAL, '{"a": 1}', "a must be of type string, not 1; or a must be of type null"),
+    "a part of a schema": ({"allOf": [{"type": "string"}, {"maxLength": 2}]}, "abc", "have a length of at most 2"),
+    "a number beyond a limit": ({"type": "integer", "maximum": 5}, "6", "the answer must be at most 5, not 6"),
+    "too few items": ({"type": "array", "minItems": 2}, "[1]", "a number of items of at least 2"),
+    "a reference of an old draft": (REFERENCE, '{"a": 1}', "a must be of type string"),
 }
 
 

@@ -1,4 +1,4 @@
-"""What a run costs: told beforehand, bounded on the way, and not spent twice on equal prompts."""
+"""What a run costs: estimated beforehand, bounded on the way, and not spent twice on equal prompts."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_nothing_is_sent_once_the_tokens_are_spent(server, make_pool):
 
 def test_tokens_of_bad_answers_count(server, make_pool):
     usage = {"prompt_tokens": 50, "completion_tokens": 50, "total_tokens": 100}
-    server.script("a", *[Reply("rubbish", usage=usage)] * 9)
+    server.script("a", *[Reply("malformed", usage=usage)] * 9)
     answers = make_pool(1).map(["a"], parse=json.loads, token_budget=300)
     assert len(server.requests) == 3
     assert answers == [None]

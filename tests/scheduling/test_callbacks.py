@@ -1,9 +1,10 @@
-"""Hooks: who watches a run is told of each retry and each result, in the thread that waits for them."""
+"""Hooks: a callback is called for each retry and each result, in the thread that waits for them."""
 
 from __future__ import annotations
 
 import pickle
 import threading
+import time
 
 import pytest
 
@@ -26,26 +27,26 @@ def way(request):
 
 
 def test_each_result_is_told_once(way, make_pool):
-    told = []
-    assert way(make_pool(on_result=told.append), ["a", "b", "c"]) == ["a", "b", "c"]
-    assert sorted((result.index, result.value) for result in told if result.ok)[-1][1] == "c"
-    assert len(told) == 3
+    reported = []
+    assert way(make_pool(on_result=reported.append), ["a", "b", "c"]) == ["a", "b", "c"]
+    assert sorted((result.index, result.value) for result in reported if result.ok)[-1][1] == "c"
+    assert len(reported) == 3
 
 
 def test_each_retry_is_told_with_its_cause(way, server, make_pool):
     server.script("a", Reply(status=500), Reply(status=503), Reply("well"))
-    told = []
-    assert way(make_pool(on_retry=told.append), ["a"]) == ["well"]
-    assert [(retry.index, retry.prompt, retry.attempt) for retry in told] == [(0, "a", 1), (0, "a", 2)]
-    assert [retry.error.status_code for retry in told] == [500, 503]
-    assert all(isinstance(retry.error, InternalServerError) and 0 <= retry.wait <= 0.01 for retry in told)
+    reported = []
+    assert way(make_pool(on_retry=reported.append), ["a"]) == ["well"]
+    assert [(retry.index, retry.prompt, retry.attempt) for retry in reported] == [(0, "a", 1), (0, "a", 2)]
+    assert [retry.error.status_code for retry in reported] == [500, 503]
+    assert all(isinstance(retry.error, InternalServerError) and 0 <= retry.wait <= 0.01 for retry in reported)
 
 
 def test_a_refusal_is_told_with_the_wait_that_was_asked_for(server, make_pool):
     server.script("a", Reply(status=429, headers={"retry-after-ms": "5"}), Reply("well"))
-    told = []
-    make_pool(on_retry=told.append).map(["a"])
-    assert [(type(retry.error), retry.wait) for retry in told] == [(RateLimitError, 0.005)]
+    reported = []
+    make_pool(on_retry=reported.append).map(["a"])
+    assert [(type(retry.error), retry.wait) for retry in reported] == [(RateLimitError, 0.005)]
 
 
 def test_the_last_try_is_a_result_and_no_retry(server, make_pool):
@@ -70,13 +71,13 @@ def test_hooks_are_called_in_the_callers_thread(way, server, make_pool):
 
 
 def test_hooks_are_called_while_the_map_goes_on(server, make_pool):
-    """Not at its end: the slow prompt is answered only after the fast one was told of."""
-    told = threading.Event()
+    """Not at its end: the slow prompt is answered only after the fast one was reported."""
+    reported = threading.Event()
     server.script("slow", Reply("slow", delay=30))
-    pool = make_pool(on_result=lambda result: told.set())
+    pool = make_pool(on_result=lambda result: reported.set())
     thread = threading.Thread(target=lambda: pool.map(["fast", "slow"]))
     thread.start()
-    assert told.wait(10)
+    assert reported.wait(10)
     pool.close()
     thread.join(10)
     assert not thread.is_alive()
@@ -104,17 +105,17 @@ def test_what_was_answered_is_on_the_hooks_exception(make_pool):
 
 
 def test_journal_is_not_told_of_again(make_pool, tmp_path):
-    told = []
-    pool = make_pool(on_result=told.append)
+    reported = []
+    pool = make_pool(on_result=reported.append)
     for prompts in (["a", "b"], ["a", "b", "c"]):
         pool.map(prompts, journal=tmp_path / "j.jsonl")
-    assert sorted(result.prompt for result in told) == ["a", "b", "c"]
+    assert sorted(result.prompt for result in reported) == ["a", "b", "c"]
 
 
 def test_submit_tells_its_future_only(make_pool):
-    told = []
-    assert make_pool(on_result=told.append).submit("a").result().value == "a"
-    assert told == []
+    reported = []
+    assert make_pool(on_result=reported.append).submit("a").result().value == "a"
+    assert reported == []
 
 
 def test_hooks_stay_behind_when_a_pool_is_pickled(make_pool):
@@ -131,7 +132,26 @@ def test_hook_must_be_a_function(hook, make_pool):
 
 def test_retry_carries_the_reply(server, make_pool):
     server.script("a", Reply(status=502, body="<html>bad gateway</html>"), Reply("well"))
-    told = []
-    make_pool(on_retry=told.append).map(["a"])
-    assert isinstance(told[0].error, APIStatusError)
-    assert "bad gateway" in str(told[0].error.body)
+    reported = []
+    make_pool(on_retry=reported.append).map(["a"])
+    assert isinstance(reported[0].error, APIStatusError)
+    assert "bad gateway" in str(reported[0].error.body)
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_hooks_may_use_the_pool_that_calls_them(name, server, make_pool):
+    """Though it has one slot, and the call that is to be repeated is due long before the hook returns."""
+    server.script("a", Reply(status=500), Reply("well"))
+    answers = []
+
+    def hook(event):
+        if not answers:
+            answers.append("")
+            time.sleep(0.2)
+            answers.extend([pool.ask("b", deadline=5), *pool.map(["c"], deadline=5)])
+
+    for kind in ("on_retry", "on_result"):
+        answers.clear()
+        pool = make_pool(1, **{kind: hook})
+        assert WAYS[name](pool, ["a"]) == ["well"]
+        assert answers == ["", "b", "c"]

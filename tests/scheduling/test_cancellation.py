@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import signal
+import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -19,7 +23,7 @@ from tests.conftest import wait_until
 
 
 def test_call_cancelled_just_before_its_request_is_not_sent(server, monkeypatch):
-    """A stop that comes just before a try begins holds for that try."""
+    """A cancellation that comes just before an attempt begins holds for that attempt."""
     import chatpool._http.cancel as module
 
     begin, reached, go_on = module.CancelScope.set_timeout, threading.Event(), threading.Event()
@@ -124,14 +128,14 @@ def test_interrupt_while_the_scheduler_starts(server, monkeypatch, target):
             raise KeyboardInterrupt
         start(self)
 
-    server.script("sick", Reply(fault="stall"))
+    server.script("failing", Reply(fault="stall"))
     with ChatPool(1, base_url=f"http://localhost:{server.port}/v1", timeout=(2, 0.3), max_tries=1) as pool:
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 pool.ask("a")
         with pytest.raises(APITimeoutError, match="read timeout"):
-            pool.ask("sick")
+            pool.ask("failing")
         assert pool.ask("b") == "b"
 
 
@@ -143,3 +147,51 @@ def test_futures_and_close_settle_once(server, caplog):
         pool.close()
         assert all(future.done() for future in futures)
     assert "unexpected state" not in caplog.text
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer's signal")
+@pytest.mark.skipif(sys.version_info < (3, 10), reason="Python 3.9 may interrupt a with statement before its exit")
+def test_interrupt_while_futures_are_polled_blocks_nothing(server, make_pool):
+    """The interrupted thread leaves no Future's lock taken, for which the scheduler would wait for ever."""
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for number in range(20):
+            pool = make_pool(4)
+            futures = [pool.submit("a") for _ in range(100)]
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, 0.005 + 0.001 * number)
+                ends = time.monotonic() + 1  # Python drops an interrupt that comes within a finalizer
+                while time.monotonic() < ends:
+                    all(future.done() for future in futures)
+            closer = threading.Thread(target=pool.close, daemon=True)
+            closer.start()
+            closer.join(10)
+            assert not closer.is_alive()
+            assert all(future.done() for future in futures)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_destructor_that_closes_the_pool_may_run_in_any_thread(server):
+    """Such as the scheduler's, when the last answer of an object's method has been parsed there."""
+    server.script("hangs", Reply(fault="stall"))
+    pool = ChatPool(2, base_url=server.url)
+    closed_in = []
+
+    class Client:
+        def parse(self, text):
+            return text
+
+        def __del__(self):
+            pool.close()
+            closed_in.append(threading.current_thread().name)
+
+    pool.submit("hangs", parse=Client().parse, deadline=0.2)
+    other = pool.submit("hangs")
+    assert "closed" in str(other.result(5).error)
+    assert wait_until(lambda: closed_in == ["chatpool-scheduler"])

@@ -186,7 +186,7 @@ def test_runs_never_exceed_their_budget(seed):
     for failure in answers.failures:
         if isinstance(failure.error, SpendLimitError):
             assert failure.error.code == "cost_budget"
-            assert sum(paid) > budget - 0.0004 - 2200e-6  # the most that one request may cost
+            assert sum(paid) > budget - 0.004  # one request, asked again with two bad answers, may cost less than that
 
 
 def test_budget_waits_for_requests_in_flight_rather_than_end_the_run(server):

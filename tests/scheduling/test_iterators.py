@@ -160,10 +160,10 @@ def iter_all(iterator, results):
 
 
 def test_dropped_iterator_is_collected_by_any_thread(server):
-    """An iterator in a cycle is dropped by the garbage collector, within a callback in a worker, and frees its places."""
-    server.script("sick", Reply(fault="stall"))
+    """An iterator in a cycle is dropped by the garbage collector, within a callback in a worker, and frees its slots."""
+    server.script("failing", Reply(fault="stall"))
     with ChatPool(2, base_url=server.url) as pool:
-        box = {"results": pool.imap(["first", "sick", "sick", "never"] * 10)}
+        box = {"results": pool.imap(["first", "failing", "failing", "never"] * 10)}
         box["box"] = box
         next(box["results"])
         del box

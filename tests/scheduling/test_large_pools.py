@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import sys
 import threading
 import time
 
 import pytest
+import requests
 
 from chatpool import ChatPool, DeadlineError
 from chatpool.testing import FakeChatServer, Reply
@@ -38,9 +40,9 @@ def test_large_pool_answers_everything():
 def test_server_that_drips_holds_up_nobody():
     """No turn is kept while its thread waits, before the first byte or after."""
     with FakeChatServer() as server:
-        server.script("sick", Reply("x" * 200, fault="drip"))
+        server.script("failing", Reply("x" * 200, fault="drip"))
         with ChatPool(300, base_url=server.url, timeout=(30, 60), max_tries=1) as pool:
-            results = pool.imap_unordered(["sick"] * 100 + ["well"] * 400)
+            results = pool.imap_unordered(["failing"] * 100 + ["well"] * 400)
             came = [next(results).prompt for _ in range(400)]
             results.close()
     assert came == ["well"] * 400
@@ -88,3 +90,24 @@ def test_forked_child_has_its_own_usher(server):
         began = time.monotonic()
         assert os.waitpid(child, 0)[1] == 0
         assert time.monotonic() - began < 30
+
+
+def test_adapter_of_the_users_may_hold_all_requests_at_once():
+    """One with connections of its own, of which the pool cannot see when they wait for the network."""
+    everybody = threading.Barrier(100)
+
+    class Adapter(requests.adapters.BaseAdapter):
+        def send(self, request, **options):
+            everybody.wait(10)
+            response = requests.Response()
+            response.status_code, response.request, response.url = 200, request, request.url
+            response.raw = io.BytesIO(b'{"choices": [{"message": {"content": "b"}, "finish_reason": "stop"}]}')
+            return response
+
+        def close(self):
+            pass
+
+    with requests.Session() as session:
+        session.mount("http://", Adapter())
+        with ChatPool(100, base_url="http://127.0.0.1:9/v1", session=session) as pool:
+            assert pool.map(["a"] * 100) == ["b"] * 100

@@ -18,7 +18,9 @@ from chatpool import ChatPool
 from chatpool.testing import FakeChatServer, Reply
 from tests.conftest import wait_until
 
-QUICK = 1.0  # seconds within which an interrupted process is gone
+QUICK = (
+    10.0  # seconds within which an interrupted process is gone; an idle machine takes 0.1, and the calls hang for ever
+)
 
 # 20 calls hang; 20 failed and wait, for long; one is answered.
 BUSY = """
@@ -117,7 +119,7 @@ def is_busy(server, hanging):
 
 @pytest.mark.parametrize("use", SCRIPTS)
 def test_ctrl_c_ends_a_busy_process_at_once(server, use):
-    """With 20 calls hanging and 20 in back-off: within a second, with KeyboardInterrupt and nothing else."""
+    """With 20 calls hanging and 20 in back-off: with KeyboardInterrupt and nothing else."""
     process = start(server, SCRIPTS[use])
     assert wait_until(lambda: is_busy(server, 1 if use in ("ask", "consumer") else 20), 20)
     seconds, _, err = interrupt(process)
@@ -200,6 +202,50 @@ def test_exit_lets_a_thread_of_the_users_finish_its_map(server):
     )
     out, err = process.communicate(timeout=20)
     assert (out, err) == ("99\n", "")
+
+
+def test_exit_does_not_wait_for_daemon_threads_that_go_on(server):
+    """Whatever a daemon thread begins during the exit is cancelled; otherwise the exit would never come."""
+    process = start(
+        server,
+        "import threading\n"
+        "def work():\n"
+        "    while True: pool.map(['a'] * 4, parse=lambda text: time.sleep(0.01))\n"
+        "for _ in range(3): threading.Thread(target=work, daemon=True).start()\n"
+        "time.sleep(0.3)",
+    )
+    assert process.communicate(timeout=20) == ("", "")
+
+
+def test_limits_hold_for_threads_that_outlive_the_main_thread(server):
+    """The pool's executor starts no thread any more, so others send; the scheduler remains free to time them out."""
+    process = start(
+        server,
+        "import threading\n"
+        "pool = ChatPool(2, base_url=sys.argv[1], timeout=0.5, max_tries=1)\n"
+        "def work():\n"
+        "    threading.main_thread().join()\n"
+        "    print(pool.map(['a'] * 4), type(pool.submit('hangs').result(10).error).__name__)\n"
+        "    print(*[error.code for error in {r.error for r in pool.map(['hangs']).failures}])\n"
+        "threading.Thread(target=work).start()",
+    )
+    out, err = process.communicate(timeout=20)
+    assert (out, err) == ("['a', 'a', 'a', 'a'] APITimeoutError\nread_timeout\n", "")
+
+
+def test_warning_at_exit_may_be_an_error(server):
+    """With -W error it is shown, and the exit still waits for the user's threads."""
+    process = start(
+        server,
+        "import threading, warnings\n"
+        "pool.submit('hangs')\n"
+        "def work(): time.sleep(0.5); print('done')\n"
+        "threading.Thread(target=work).start()\n"
+        "warnings.simplefilter('error')",
+    )
+    out, err = process.communicate(timeout=20)
+    assert out == "done\n"
+    assert "RuntimeWarning: 1 submitted prompt was cancelled at exit" in err
 
 
 def ask_many(pool, name, count=40):
@@ -358,7 +404,7 @@ def test_multiprocessing(server, make_pool, method):
 
 
 def test_sigterm_handler_that_exits_works_as_ctrl_c_does(server):
-    """As in gunicorn's workers: SystemExit out of a map gives up what is under way."""
+    """As in gunicorn's workers: SystemExit out of a map cancels the calls in flight."""
     process = start(
         server,
         "import signal\ndef leave(*_): sys.exit(7)\nsignal.signal(signal.SIGTERM, leave)\npool.map(prompts)",

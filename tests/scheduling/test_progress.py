@@ -86,7 +86,7 @@ def test_bar_in_a_notebook(pool, monkeypatch, capsys):
 
 
 def test_no_monitor_thread_is_left(pool):
-    """tqdm starts one even for a disabled bar, unless told not to."""
+    """tqdm starts one even for a disabled bar, unless its interval is 0."""
     before = set(threading.enumerate())
     with terminal():
         pool.map(["a"])

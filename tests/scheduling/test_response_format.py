@@ -148,10 +148,11 @@ def knows(*types, status=400):
     return reply
 
 
+@pytest.mark.parametrize("status", [400, 422, 500])
 @pytest.mark.parametrize("types", [["json_object"], ["nothing"]])
-def test_server_that_does_not_know_schemas(make_pool, types):
-    """The schema goes into a system message, at no cost of a try; the pool remembers it."""
-    pool, server = make_pool(knows(*types), 1, max_tries=1)
+def test_server_that_does_not_know_schemas(make_pool, types, status):
+    """The schema goes into a system message, and costs no attempt; the pool remembers it. 500: llama-cpp-python."""
+    pool, server = make_pool(knows(*types, status=status), 1, max_tries=1)
     assert pool.map(["Peru", "Chad"], response_format=City) == [City("Lima", 10)] * 2
     asked = len(server.requests)
     assert asked == 2 + len({"json_object": "1", "nothing": "22"}[types[0]])

@@ -27,8 +27,8 @@ from chatpool.testing import Reply
 
 def test_own_waits_are_full_jitter_under_a_doubling_bound():
     """The n-th wait lies anywhere between 0 and 0.25 × 2ⁿ⁻¹ seconds, 20 at most."""
-    for tries, bound in ((1, 0.25), (2, 0.5), (3, 1), (6, 8), (8, 20), (1000, 20)):
-        waits = [delay_before_retry(InternalServerError("x"), tries, 60) for _ in range(400)]
+    for attempts, bound in ((1, 0.25), (2, 0.5), (3, 1), (6, 8), (8, 20), (1000, 20)):
+        waits = [delay_before_retry(InternalServerError("x"), attempts, 60) for _ in range(400)]
         assert 0 <= min(waits) < 0.1 * bound
         assert 0.9 * bound < max(waits) <= bound
 
@@ -38,7 +38,7 @@ def test_max_wait_bounds_own_waits():
 
 
 def test_servers_word_is_kept_to_the_letter():
-    """No jitter shortens what the server asked for, and no bound: who cannot wait so long gives up."""
+    """No jitter shortens what the server asked for, and no bound: a call that cannot wait so long fails."""
     assert delay_before_retry(RateLimitError("x", retry_after=90), 1, 60) == 90
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import signal
 import subprocess
@@ -114,10 +115,10 @@ def test_prompts_of_two_maps_take_turns(server, make_pool):
 
 def test_back_off_takes_no_thread(server, make_pool):
     """200 calls in back-off, 4 slots: 4 workers and the scheduler."""
-    server.script("sick", Reply(status=500, headers={"retry-after": "0.5"}), Reply("well"))
+    server.script("failing", Reply(status=500, headers={"retry-after": "0.5"}), Reply("well"))
     pool = make_pool(4, max_wait=5)
     most = []
-    answers = pool.imap_unordered(["sick"] * 200)
+    answers = pool.imap_unordered(["failing"] * 200)
     for _ in answers:
         most.append(len(chatpool_threads()))
     assert len(most) == 200
@@ -317,6 +318,42 @@ def test_interrupts_at_random_moments_leave_the_pool_sound(server, make_pool):
     assert wait_until(lambda: not pool._engine()._scheduler._in_flight)
 
 
+@pytest.mark.skipif(sys.version_info < (3, 10), reason="Python 3.9 may interrupt a with statement before its exit")
+# An interrupt within a finalizer is dropped with a warning; one as a connection is taken leaves it to its destructor.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+def test_interrupt_after_any_call_leaves_the_pool_sound(server, make_pool):
+    """Python runs signal handlers at the start of its functions and after those written in C: at each of these in
+    turn, ask is interrupted. While the exception is there, as in a notebook, the same thread can ask again."""
+    pool, moments, failures = make_pool(1), itertools.count(1), []
+
+    def interrupt(frame, event, arg):
+        nonlocal left
+        if event in ("call", "c_return") and "chatpool" in frame.f_code.co_filename + frame.f_back.f_code.co_filename:
+            left -= 1
+            if not left:
+                raise KeyboardInterrupt
+
+    pool.ask("a")
+    for moment in moments:
+        left = moment
+        try:
+            sys.setprofile(interrupt)
+            pool.ask("a", parse=str.upper)
+            if left > 0:  # else Python dropped the interrupt, which came within a finalizer
+                break
+        except KeyboardInterrupt:
+            sys.setprofile(None)
+            try:
+                assert pool.ask("b", deadline=5) == "b"
+                assert pool.map(["c"] * 2, parse=str.upper, deadline=5) == ["C"] * 2
+            except Exception as error:
+                failures.append((moment, error))
+        finally:
+            sys.setprofile(None)
+    assert moment > 50
+    assert failures == []
+
+
 @pytest.mark.parametrize("way", ["map", "ask"])
 def test_a_hook_that_uses_the_pool_it_is_called_by_is_refused(server, make_pool, way):
     """In a sentence, and at once: it would wait for the slot that it occupies."""
@@ -330,6 +367,24 @@ def test_a_hook_that_uses_the_pool_it_is_called_by_is_refused(server, make_pool,
             pool.map(["a"]) if way == "map" else pool.ask("a")
         odd.clear()
         assert pool.map(["b"] * 3, deadline=5) == ["b"] * 3
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer's signal")
+def test_a_signal_handler_that_uses_the_pool_while_ask_waits_is_refused(server, make_pool):
+    """In the same sentence: ask would get the slot that the handler waits for."""
+    server.script("hangs", Reply(fault="stall"))
+    pool = make_pool(1)
+    pool.submit("hangs", deadline=2)
+    assert wait_until(lambda: server.count("hangs") == 1)
+    before = signal.signal(signal.SIGALRM, lambda *args: pool.ask("b"))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(RuntimeError, match="use another pool"):
+            pool.ask("a", deadline=10)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert pool.map(["c"], deadline=10) == ["c"]
 
 
 def test_a_hook_may_use_another_pool(server, make_pool):

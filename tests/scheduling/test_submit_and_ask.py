@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from concurrent.futures import Future, as_completed
+from concurrent.futures import Future, as_completed, wait
 from contextlib import suppress
 
 import pytest
@@ -31,7 +31,7 @@ def test_submit_returns_a_future_of_a_result(pool):
 
 
 def test_submit_never_raises_a_call_error(server, make_pool):
-    """ok tells."""
+    """``ok`` is False for it."""
     server.script("a", Reply(status=500))
     result = make_pool(max_tries=2).submit("a").result(5)
     assert not result.ok
@@ -66,6 +66,20 @@ def test_cancelled_future_is_not_sent(server, make_pool):
     assert pool.submit("c").result(5).value == "c"
 
 
+@pytest.mark.parametrize("end", ["deadline", "close"])
+def test_who_waits_for_a_cancelled_future_is_woken_when_its_call_ends(server, make_pool, end):
+    """``wait`` and ``as_completed`` count a cancelled Future only once the pool has noticed."""
+    server.script("hangs", Reply(fault="stall"))
+    pool = make_pool(1)
+    pool.submit("hangs")
+    assert wait_until(lambda: server.count("hangs") == 1)
+    future = pool.submit("b", deadline=0.1 if end == "deadline" else None)
+    assert future.cancel()
+    if end == "close":
+        pool.close()
+    assert wait([future], 5).done == {future}
+
+
 def test_with_waits_for_what_was_submitted(server):
     """As with an executor: leaving the block finishes the work."""
     server._latency = 0.05
@@ -75,7 +89,7 @@ def test_with_waits_for_what_was_submitted(server):
 
 
 def test_with_does_not_wait_when_an_exception_is_on_its_way(server):
-    """What is under way is given up at once, with its cause."""
+    """Calls in flight are cancelled at once, with the cause."""
     server.script("slow", Reply(fault="stall"))
     with pytest.raises(ZeroDivisionError), ChatPool(2, base_url=server.url) as pool:
         future = pool.submit("slow")
@@ -92,7 +106,7 @@ def test_dropped_pool_finishes_what_was_submitted(server):
 
 
 def test_map_within_a_callback_works(pool):
-    """Callbacks run in a worker, which does the work of its own map itself."""
+    """The callback of a Future runs in a callback thread, so that a map in it is never blocked."""
     answers, done = [], threading.Event()
 
     def callback(future):
@@ -192,7 +206,7 @@ def test_deadline_ends_a_back_off(server, pool, way):
 def test_ten_threads_that_ask_two_workers_are_all_done_by_their_deadline(server, make_pool):
     """Each answer takes longer than the deadline allows for ten in a row."""
     pool = make_pool(2)
-    server.script("slow", Reply("slow", delay=0.4))
+    server.script("slow", Reply("slow", delay=4))
     took = []
 
     def ask():
@@ -210,7 +224,7 @@ def test_ten_threads_that_ask_two_workers_are_all_done_by_their_deadline(server,
     assert max(took) < 1.0 + GRACE
 
 
-GRACE = 0.5  # seconds, for a busy machine
+GRACE = 5.0  # seconds, for a busy machine
 
 
 def error_of(pool, way, prompt, **settings):
@@ -227,3 +241,11 @@ def test_deadline_is_checked(pool):
     for way in (pool.ask, pool.submit):
         with pytest.raises(ConfigurationError, match="deadline must be a number of seconds"):
             way("a", deadline=-1)
+
+
+def test_calls_that_have_ended_leave_no_deadline_behind(server, make_pool):
+    """A service asks a million times with a deadline of ten minutes: that does not fill its memory."""
+    pool = make_pool(2)
+    for _ in range(600):
+        assert pool.ask("a", deadline=600) == "a"
+    assert len(pool._engine()._scheduler._deadlines._heap) <= 256

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import enum
+import json
+import random
 import socket
 import threading
 import time
+import typing
 
 import pytest
 import requests
 
+from chatpool import ChatPool
+from chatpool._protocol.schemas import ResponseFormat
+from chatpool._testing.samples import answer_of_its_type, sample
 from chatpool.testing import End, FakeChatServer, RateLimit, Raw, Reply, chaos
 
 
@@ -97,7 +105,7 @@ def test_latency_may_vary():
 def test_faults(server, fault, kind):
     server.script("ping", Reply(fault=fault))
     with pytest.raises(kind):
-        post(server, timeout=0.2)
+        post(server, timeout=1)  # on a busy machine, the headers may take a while
 
 
 def test_truncated_body_is_shorter_than_declared(server):
@@ -164,3 +172,56 @@ def test_fixture_comes_with_the_package(fake_chat_server):
     """Through an entry point: nothing here imports it."""
     assert isinstance(fake_chat_server, FakeChatServer)
     assert post(fake_chat_server).status_code == 200
+
+
+def test_a_reply_function_that_returns_no_reply_is_explained():
+    with FakeChatServer(reply=lambda request: "x") as server:
+        reply = post(server)
+    assert reply.status_code == 501
+    assert "must return a Reply, such as Reply(\"text\"), not 'x'" in reply.json()["error"]["message"]
+
+
+def test_models_are_listed(server):
+    assert requests.get(f"{server.url}/models", timeout=5).json()["data"][0]["id"] == "fake"
+
+
+def test_only_the_latest_requests_are_kept_if_so_many_are_enough():
+    with FakeChatServer(most_recorded=2) as server:
+        for prompt in "abc":
+            post(server, prompt)
+        assert [(request.id, request.prompt) for request in server.requests] == [("req_1", "b"), ("req_2", "c")]
+
+
+class Mood(enum.Enum):
+    GOOD = "good"
+    BAD = "bad"
+
+
+@dataclasses.dataclass
+class Review:
+    mood: Mood
+    tags: list[str]
+    is_long: bool
+    score: float
+    count: int
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [Mood, Review, typing.Literal["a", "b"], list[int], {"type": "object", "properties": {"n": {"minimum": 7}}}],
+    ids=str,
+)
+def test_samples_fit_the_schemas_of_types(kind):
+    """``chatpool fake-server`` answers with them."""
+    wanted = ResponseFormat(kind)
+    values = [wanted(json.dumps(sample(wanted.schema, random.Random(seed)))) for seed in range(20)]
+    if kind is Mood:
+        assert set(values) == set(Mood)
+
+
+def test_an_answer_of_its_type_is_an_echo_without_a_schema():
+    with FakeChatServer(reply=answer_of_its_type) as server:
+        assert post(server).json()["choices"][0]["message"]["content"] == "ping"
+        pool = ChatPool(base_url=server.url)
+        assert pool.ask("ping", response_format=Mood) in Mood
+        pool.close()
