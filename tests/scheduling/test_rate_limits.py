@@ -43,7 +43,7 @@ def test_rate_limit_is_found_and_kept():
 
 @pytest.mark.parametrize("status", [429, 503, 529])
 def test_overload_costs_no_try_while_the_pool_gets_on(status):
-    """Four tries a prompt, and a server that takes 4 at once of 20: none is lost, in whichever status it says so."""
+    """At most four attempts count, and a server that takes 4 at once of 20: none is lost, in whichever status it says so."""
     limit = InFlight(4, status=status)
     with FakeChatServer(latency=0.1, rate_limit=limit) as server:
         with ChatPool(20, base_url=server.url, max_tries=4, max_wait=5) as pool:
