@@ -42,7 +42,9 @@ class Rows:
 
     def _text_lines(self) -> Iterator[Row]:
         problem = not_decoded(self.source.encoding)
-        with self.source.text(newline="\n") as lines:
+        head = self.source.head_text()
+        newline = "\r" if "\r" in head and "\n" not in head else "\n"  # as old Macs wrote it, and some exports do
+        with self.source.text(newline=newline) as lines:
             for number, line in enumerate(lines, 1):
                 yield Row(number, line.rstrip("\r\n"), problem if is_bad(line) else None)
 

