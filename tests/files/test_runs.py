@@ -228,7 +228,7 @@ def test_a_line_whose_fields_were_edited_does_not_stop_the_compaction(server, po
     document["chatpool"].update(change)
     path.write_text(json.dumps(document) + "\n")
     pool.map(["a"], journal=path)
-    assert compact(str(path)) == 1
+    assert len(path.read_text().splitlines()) == 1
     assert pool.map(["a"], journal=path) == ["good"]
 
 
