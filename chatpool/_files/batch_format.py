@@ -234,5 +234,5 @@ def _error_of(document: Mapping[str, Any], *, request_id: str | None) -> CallErr
         code=own.get("code", error.get("code")),
         status_code=own.get("status_code"),
         request_id=request_id,
-        attempts=int(own.get("attempts", 1)),
+        attempts=spending_of(document).attempts,
     )
