@@ -160,7 +160,7 @@ def import_parquet(name: str) -> Any:
     try:
         import pyarrow.parquet  # noqa: PLC0415 - an extra
     except ImportError:
-        raise InputError(f"{name} is a Parquet file, which needs pyarrow; pip install 'chatpool[table]'") from None
+        raise InputError(f"{name} is a Parquet file, which needs pyarrow; pip install pyarrow") from None
     return pyarrow.parquet
 
 

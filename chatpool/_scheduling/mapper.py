@@ -144,8 +144,9 @@ class Mapper:
 
     @property
     def limited_by(self) -> str:
-        """The bottleneck: what held calls back for the longest time."""
-        return name_bottleneck(self.waits, self._job.backend.slots, self.wall)
+        """The bottleneck: what held calls back for the longest time, with its figure if that is known."""
+        cause = name_bottleneck(self.waits, self._job.backend.slots, self.wall)
+        return self._job.limit_figures().get(cause, cause)
 
     @property
     def wall(self) -> float:

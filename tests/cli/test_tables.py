@@ -338,15 +338,19 @@ def test_csv_to_parquet(shell):
     assert all(row["answer"] == row["prompt"] and row["error"] is None for row in written)
 
 
-def test_extra_that_is_missing_is_named(shell, monkeypatch):
+def test_package_that_is_missing_is_named(shell, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "zstandard", None)
     shell.write("in.csv", TABLE.encode())
     shell.write("in.parquet", b"PAR1")
     shell.write("in.zst", b"\x28\xb5\x2f\xfd")
-    for arguments in (["in.csv", "-o", "out.parquet"], ["in.parquet", "-o", "out.csv"], ["in.zst", "-o", "out.csv"]):
-        assert shell.run(*arguments) == 2
-        assert "pip install 'chatpool[table]'" in shell.err
+    for source, output, needed in (
+        ("in.csv", "out.parquet", "pyarrow"),
+        ("in.parquet", "out.csv", "pyarrow"),
+        ("in.zst", "out.csv", "zstandard"),
+    ):
+        assert shell.run(source, "-o", output) == 2
+        assert f"pip install {needed}" in shell.err
 
 
 def test_blank_lines_keep_their_lines_in_the_text_output(shell):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -13,6 +15,7 @@ from chatpool._files.batch_format import parse_head
 from chatpool._files.history import read_history
 from chatpool._files.journal import Journal
 from chatpool.testing import FakeChatServer, Reply
+from tests.conftest import wait_until
 
 END = {"run": 1.5, "ended": 2.5, "how": "finished", "attempts": 0}
 
@@ -165,6 +168,38 @@ def test_an_interrupted_and_a_dropped_run_say_so(server, pool, tmp_path):
     with ChatPool(1, base_url=server.url, on_result=interrupt) as other, pytest.raises(KeyboardInterrupt):
         other.map(["c"], journal=path)
     assert [run.how for run in read_history(path).runs] == ["GeneratorExit", "interrupted"]
+
+
+def test_requests_in_flight_at_ctrl_c_are_counted(server, tmp_path):
+    """The server has them, and may charge for them."""
+    path = tmp_path / "j.jsonl"
+    for prompt in "abc":
+        server.script(prompt, Reply(fault="stall"))
+
+    def interrupt(result):
+        assert wait_until(lambda: len(server.requests) == 4)
+        raise KeyboardInterrupt
+
+    with ChatPool(4, base_url=server.url, on_result=interrupt) as pool, pytest.raises(KeyboardInterrupt):
+        pool.map(["fast", "a", "b", "c"], journal=path)
+    spent = read_history(path).spent
+    assert (spent.attempts, spent.unanswered) == (4, 3)
+
+
+def test_a_killed_run_has_no_end(server, tmp_path):
+    """Its lines count, and the next run is another one."""
+    path = tmp_path / "j.jsonl"
+    server.script("b", Reply(fault="stall"), Reply("late"))
+    code = f"import chatpool; chatpool.ChatPool(2, base_url={server.url!r}).map(['a', 'b'], journal={str(path)!r})"
+    process = subprocess.Popen([sys.executable, "-c", code])
+    assert wait_until(lambda: path.exists() and path.read_bytes().endswith(b"\n") and len(server.requests) == 2, 30)
+    process.kill()
+    process.wait()
+    with ChatPool(2, base_url=server.url) as pool:
+        assert pool.map(["a", "b"], journal=path) == ["a", "late"]
+    history = read_history(path)
+    assert [run.how for run in history.runs] == [None, "finished"]
+    assert history.spent.attempts == 2  # nobody knows of the request that was in flight at the kill
 
 
 @pytest.mark.parametrize(
