@@ -419,7 +419,7 @@ def test_command_on_a_scheduler_with_workers(started, server, tmp_path):
     [
         (["--dask", "tcp://127.0.0.1:9"], "cannot connect to a Dask scheduler at tcp://127.0.0.1:9"),
         (["--dask", "nonsense://"], "cannot connect to a Dask scheduler at nonsense://"),
-        (["--dask", "tcp://127.0.0.1:9", "--token-budget", "5"], "do not work with --dask"),
+        (["--dask", "tcp://127.0.0.1:9", "--token-budget", "5"], "--token-budget does not work with --dask"),
     ],
 )
 def test_mistakes_of_the_command_are_sentences(tmp_path, monkeypatch, words, message):
