@@ -145,7 +145,9 @@ def ends_of(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def spending_of(document: Mapping[str, Any]) -> Spending:
-    """Return what the call of a parsed line took."""
+    """Return what the call of a parsed line took. A copy for an equal prompt took nothing, and has the same body."""
+    if document["chatpool"].get("copy"):
+        return Spending()
     response = document.get("response")
     return Spending.read(document["chatpool"], response.get("body") if isinstance(response, dict) else None)
 
