@@ -79,6 +79,13 @@ def test_fields_that_the_user_set_stay(server, make):
     assert "stream_options" not in second
 
 
+def test_prompt_that_asks_for_a_stream_itself(server, pool):
+    """Such as a line of a Batch file: its answer is put together, too."""
+    server.script("a", stream(*HELLO))
+    assert pool.map([{"messages": [{"role": "user", "content": "a"}], "stream": True}]) == ["Hello"]
+    assert "stream_options" not in server.requests[0].body
+
+
 def test_without_idle_timeout_nothing_is_streamed(server, pool):
     assert pool.map(["a"]) == ["a"]
     assert "stream" not in server.requests[0].body
@@ -439,6 +446,10 @@ def test_server_that_ignores_stream_is_read_as_ever(server, make):
     server.script("slow", Reply("whole", delay=2 * IDLE))
     result = pool.map(["slow"]).results[0]
     assert (result.value, result.attempts, result.first_token) == ("whole", 1, None)
+    server.script("dies", Raw([CHUNKED, End.STALL]), stream(*HELLO))
+    result = pool.map(["dies"]).results[0]  # a stream after all, whose silence is one
+    assert (result.value, result.attempts) == ("Hello", 2)
+    assert result.elapsed < LATEST
 
 
 def refuse(field, status=400):
