@@ -5,8 +5,9 @@
 ...     answers = ChatPool(base_url=server.url).map(["ping"])  # ["pong"], after one retry
 
 A reply is a list of steps: bytes to send, seconds to wait, and an ``End``. ``Reply`` makes them for the common cases;
-``Raw`` takes them as they are, to reproduce any server's misbehaviour. ``dialect`` returns the replies of
-real providers by name. ``RateLimit``, ``FixedWindow``, ``InFlight`` and others are limits to refuse requests with.
+``Raw`` takes them as they are, to reproduce any server's misbehaviour. A ``Stream`` paces a streamed reply, or breaks
+it off. ``dialect`` returns the replies of real providers by name. ``RateLimit``, ``FixedWindow``, ``InFlight`` and
+others are limits to refuse requests with.
 """
 
 from ._testing.dialects import DIALECTS, dialect
@@ -24,8 +25,10 @@ from ._testing.limits import (
     SlidingWindow,
     Together,
 )
-from ._testing.replies import AnyReply, End, Handler, Raw, Reply, Request, Step, chaos
+from ._testing.replies import AnyReply, Handler, Raw, Reply, Request, chaos
 from ._testing.server import FakeChatServer
+from ._testing.streams import Stream
+from ._testing.wire import End, Step
 
 __all__ = [
     "DIALECTS",
@@ -48,6 +51,7 @@ __all__ = [
     "Shared",
     "SlidingWindow",
     "Step",
+    "Stream",
     "Together",
     "chaos",
     "dialect",

@@ -81,6 +81,8 @@ DIALECTS: dict[str, Reply] = {
         "status": 400, "innererror": {"code": "ResponsibleAIPolicyViolation"}}}),
     "azure_gateway_limit": _reply(
         429, {"statusCode": 429, "message": "Rate limit is exceeded. Try again in 20 seconds."}),
+    "azure_no_stream_options": _error(
+        400, "Unrecognized request argument supplied: stream_options", "invalid_request_error"),
     # Anthropic's compatible endpoint
     "anthropic_rate_limit": _anthropic(
         429, "rate_limit_error", "This request would exceed your organization's rate limit.", retry_after="12"),

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import enum
 import json
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from itertools import chain
 from typing import Any, Union
 
 from chatpool._protocol.schemas import REJECTED
 
+from .chunks import chunk_events, is_completion
+from .streams import Stream
+from .wire import End, Step, head
 
-class End(enum.Enum):
-    """How a reply ends."""
-
-    KEEP = "keep the connection open for the next request"
-    CLOSE = "close the connection"
-    RESET = "reset the connection (RST)"
-    STALL = "send nothing more, until the client disconnects or the server is closed"
-
-
-Step = Union[bytes, float, End]
+_POLL = 0.005  # seconds between two looks at a request that a test expects to be cancelled
 
 
 @dataclass(frozen=True)
@@ -33,7 +27,9 @@ class Reply:
 
     ``text``: the answer; default: the prompt. ``status``: any other than 200 makes the body an error. ``code``: the
     error's code. ``headers``: additional headers. ``delay``: seconds before the first byte. ``body``: replaces the
-    body. ``finish_reason``, ``usage``: of the completion. ``fault``: one of
+    body. ``message``: additional fields of the completion's message, such as ``tool_calls`` or ``reasoning_content``.
+    ``finish_reason``, ``usage``: of the completion. ``stream``: how a request for a stream is answered, a ``Stream``;
+    False: as if it had not asked for one; default: as the server is set. ``fault``: one of
 
     ``"close"``, ``"reset"``: send nothing, and close or reset the connection; ``"truncate"``, ``"reset_midway"``,
     ``"stall_midway"``: close, reset or stall after half the body; ``"stall"``: send nothing at all; ``"drip"``: send
@@ -49,46 +45,58 @@ class Reply:
     finish_reason: str = "stop"
     usage: Mapping[str, int] | None = None
     fault: str | None = None
+    message: Mapping[str, Any] = field(default_factory=dict)
+    stream: Stream | bool | None = None
 
     def __post_init__(self) -> None:
         if self.fault is not None and self.fault not in _FAULTS:
             raise ValueError(f"fault must be one of {', '.join(sorted(_FAULTS))}, not {self.fault!r}")
+        if self.fault is not None and isinstance(self.stream, Stream):
+            raise ValueError("give fault or stream; a Stream has its own ways to break off")
 
-    def steps(self, request: Request) -> list[Step]:
+    def steps(self, request: Request) -> Iterable[Step]:
         """Return the steps."""
-        body = self._body(request)
+        document = self._document(request)
+        if request.body.get("stream") and self.stream is not False and is_completion(document):
+            return self._streamed(request, document)
+        body = _encode(document)
         fields = {"Content-Type": "application/json", "Content-Length": str(len(body))}
-        fields["x-request-id"] = request.id
-        fields.update(self.headers)
-        head = _head(self.status, fields)
-        steps: list[Step] = [self.delay] if self.delay else []
-        if self.fault is not None:
-            return steps + _FAULTS[self.fault](head, body)
-        return [*steps, head + body, End.KEEP]
+        return self._played(self._head(request, fields), body)
 
-    def _body(self, request: Request) -> bytes:
-        body = self.body
-        if body is None:
-            body = self._completion(request) if self.status == 200 else self._error()
-        if isinstance(body, bytes):
-            return body
-        return (body if isinstance(body, str) else json.dumps(body)).encode()
+    def _streamed(self, request: Request, completion: Mapping[str, Any]) -> Iterable[Step]:
+        stream = self.stream if isinstance(self.stream, Stream) else Stream()
+        options = request.body.get("stream_options")
+        events = chunk_events(completion, isinstance(options, dict) and bool(options.get("include_usage")))
+        start = self._head(request, stream.headers())
+        if self.fault is None:
+            return chain([self.delay] if self.delay else [], stream.steps(start, events))
+        body = b"".join(step for step in stream.steps(b"", events) if isinstance(step, bytes))
+        return self._played(start, body)
+
+    def _head(self, request: Request, fields: Mapping[str, str]) -> bytes:
+        return head(self.status, {**fields, "x-request-id": request.id, **self.headers})
+
+    def _played(self, start: bytes, body: bytes) -> list[Step]:
+        delay: list[Step] = [self.delay] if self.delay else []
+        if self.fault is not None:
+            return delay + _FAULTS[self.fault](start, body)
+        return [*delay, start + body, End.KEEP]
+
+    def _document(self, request: Request) -> Any:
+        if self.body is not None:
+            return self.body
+        return self._completion(request) if self.status == 200 else self._error()
 
     def _completion(self, request: Request) -> dict[str, Any]:
         text = request.prompt if self.text is None else self.text
         tokens_in, tokens_out = len(request.prompt.split()), len(text.split())
+        message = {"role": "assistant", "content": text, **self.message}
         return {
             "id": f"chatcmpl-{request.id}",
             "object": "chat.completion",
             "created": int(time.time()),
             "model": request.body.get("model", "fake"),
-            "choices": [
-                {
-                    "index": 0,
-                    "message": {"role": "assistant", "content": text},
-                    "finish_reason": self.finish_reason,
-                }
-            ],
+            "choices": [{"index": 0, "message": message, "finish_reason": self.finish_reason}],
             "usage": self.usage
             or {
                 "prompt_tokens": tokens_in,
@@ -120,9 +128,12 @@ AnyReply = Union[Reply, Raw]
 Handler = Callable[["Request"], AnyReply]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Request:
-    """A request that the server received. ``headers``: with lower-case names. ``connection``: its number, from 0."""
+    """A request that the server received. ``headers``: with lower-case names. ``connection``: its number, from 0.
+
+    ``cancelled``: the client disconnected before it had the whole reply.
+    """
 
     id: str
     path: str
@@ -130,6 +141,14 @@ class Request:
     body: dict[str, Any]
     connection: int
     time: float
+    cancelled: bool = field(default=False, compare=False)
+
+    def wait_until_cancelled(self, seconds: float = 5.0) -> bool:
+        """Wait until the server notices that the client has disconnected; return whether it did within ``seconds``."""
+        end = time.monotonic() + seconds
+        while not self.cancelled and time.monotonic() < end:
+            time.sleep(_POLL)
+        return self.cancelled
 
     @property
     def prompt(self) -> str:
@@ -179,6 +198,7 @@ _FAULTS: dict[str, Callable[[bytes, bytes], list[Step]]] = {
 }
 
 
-def _head(status: int, fields: Mapping[str, str]) -> bytes:
-    lines = [f"HTTP/1.1 {status} Fake", *(f"{name}: {value}" for name, value in fields.items())]
-    return "\r\n".join([*lines, "", ""]).encode("latin-1")
+def _encode(document: Any) -> bytes:
+    if isinstance(document, bytes):
+        return document
+    return (document if isinstance(document, str) else json.dumps(document)).encode()

@@ -11,15 +11,18 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
+from .dialects import dialect
 from .limits import Limit
-from .replies import AnyReply, End, Handler, Raw, Reply, Request, Step
+from .replies import AnyReply, Handler, Raw, Reply, Request
+from .streams import Stream
+from .wire import End, Step
 
-_STALL_POLL = 0.05  # seconds between two checks whether the client of a stalled reply has disconnected
 _BACKLOG = 1024
+_LAST_BYTES = (b"}", b"0\r\n\r\n")  # of a JSON document, and of a reply in chunks
 _PATHS = ("/chat/completions", "/completions", "/embeddings", "/responses")
 
 
@@ -30,6 +33,8 @@ class FakeChatServer:
     returns them. ``rate_limit``: requests above it get a 429. ``key``: requests with another key get a 401.
     ``reply``: a function from ``Request`` to ``Reply``, for prompts without a script. ``port``: default: a free one.
     ``tls``: an ``ssl.SSLContext`` for https. ``most_recorded``: requests that are kept, the latest ones; default: all.
+    ``stream``: a ``Stream`` for replies that have none of their own; False: the server ignores a request's ``stream``.
+    ``stream_options=False``: a request that has them gets a 400, as from servers that do not know them.
 
     Its records: ``requests``, every Request so far, in order of arrival; ``connections``, ``open_connections``: their
     number so far, and now; ``most_in_flight``: the largest number of requests at once; ``refusals``: requests that
@@ -46,18 +51,23 @@ class FakeChatServer:
         port: int = 0,
         tls: Any = None,
         most_recorded: int | None = None,
+        stream: Stream | bool = True,
+        stream_options: bool = True,
     ) -> None:
         self._latency = latency
         self._limit = copy.deepcopy(rate_limit)  # it keeps counts
         self._key = key
         self._reply = reply or (lambda request: Reply())
         self._tls = tls
+        self._stream = stream
+        self._stream_options = stream_options
         self._lock = threading.Lock()  # guards the limit, and the fields from here to _taken
         self._scripts: dict[str, deque[AnyReply]] = {}
         self._requests: deque[Request] = deque(maxlen=most_recorded)
         self._numbers = itertools.count()  # of the requests
         self._sockets: set[socket.socket] = set()
-        self.connections = self.most_in_flight = self.refusals = self._in_flight = 0
+        self.connections = self.most_in_flight = self.refusals = 0
+        self._in_flight: set[str] = set()  # ids
         self._taken: set[str] = set()  # ids of the requests in flight that the limit has let through
         self._closed = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", port), backlog=_BACKLOG)
@@ -136,6 +146,8 @@ class FakeChatServer:
                 number = self.connections
                 self.connections += 1
                 self._sockets.add(sock)
+            if self._closed.is_set():  # after close() looked for sockets
+                _shut(sock)
             threading.Thread(target=self._serve, args=(sock, number), name="fake-chat-server", daemon=True).start()
         self._listener.close()
 
@@ -187,44 +199,68 @@ class FakeChatServer:
                 time.monotonic(),
             )
             self._requests.append(request)
-            self._in_flight += 1
-            self.most_in_flight = max(self.most_in_flight, self._in_flight)
+            self._in_flight.add(request.id)
+            self.most_in_flight = max(self.most_in_flight, len(self._in_flight))
         return request
 
     def _answer(self, sock: socket.socket, request: Request) -> bool:
         """Play the reply; return whether to keep the connection open."""
-        last: Step = End.CLOSE
-        done = threading.Event()
         try:
-            for last in self._choose(request).steps(request):
-                if isinstance(last, bytes):
-                    if last.endswith(b"}"):
-                        self._count_done(done, request)  # before the last byte: the next request may arrive at once
-                    sock.sendall(last)
-                elif not isinstance(last, End) and self._closed.wait(last):
-                    return False
+            return self._play(sock, request)
+        except OSError:
+            request.cancelled = not self._closed.is_set()
+            raise
         finally:
-            if last is not End.STALL:
-                self._count_done(done, request)
-        try:
-            return self._end(sock, last if isinstance(last, End) else End.CLOSE)
-        finally:
-            self._count_done(done, request)
+            self._count_done(request)
 
-    def _count_done(self, done: threading.Event, request: Request) -> None:
+    def _play(self, sock: socket.socket, request: Request) -> bool:
+        for step in self._steps(request):
+            if isinstance(step, bytes):
+                if step.endswith(_LAST_BYTES):
+                    self._count_done(request)  # before the last byte: the next request may arrive at once
+                sock.sendall(step)
+            elif isinstance(step, End):
+                return self._end(sock, step)
+            elif step > 0:
+                self._pause(sock, step)
+        return False
+
+    def _count_done(self, request: Request) -> None:
         with self._lock:
             self._taken.discard(request.id)
-            if not done.is_set():
-                done.set()
-                self._in_flight -= 1
+            self._in_flight.discard(request.id)
 
     def _end(self, sock: socket.socket, end: End) -> bool:
         if end is End.RESET:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             sock.close()
         elif end is End.STALL:
-            _wait_for_disconnect(sock, self._closed)
+            self._pause(sock, None)
         return end is End.KEEP
+
+    def _pause(self, sock: socket.socket, seconds: float | None) -> None:
+        """Wait. Raise ConnectionError as soon as the client disconnects or the server is closed.
+
+        A TLS socket cannot peek, so this peeks below it. Data there, in the middle of a reply, is the alert with which
+        the client closes.
+        """
+        sock.settimeout(seconds)
+        try:
+            data = socket.socket.recv(sock, 1, socket.MSG_PEEK)
+        except socket.timeout:
+            return
+        finally:
+            sock.settimeout(None)
+        if not data or self._tls:
+            raise ConnectionError("the client disconnected")
+        self._closed.wait(seconds)  # the next request is here already
+
+    def _steps(self, request: Request) -> Iterable[Step]:
+        reply = self._choose(request)
+        if request.body.get("stream") and isinstance(reply, Reply) and reply.stream is None:
+            stream = bool(self._stream) if reply.fault else self._stream  # a fault breaks off by itself
+            reply = dataclasses.replace(reply, stream=stream)
+        return reply.steps(request)
 
     def _choose(self, request: Request) -> AnyReply:
         if self._key is not None and request.headers.get("authorization") != f"Bearer {self._key}":
@@ -234,6 +270,8 @@ class FakeChatServer:
             return Reply(body={"object": "list", "data": [{"id": "fake", "object": "model", "owned_by": "chatpool"}]})
         if not path.endswith(_PATHS):
             return _error(404, f"fake server: no such path: {request.path}", "unknown_path")
+        if not self._stream_options and "stream_options" in request.body:
+            return dialect("azure_no_stream_options")
         rejection, announced = self._apply_rate_limit(request)
         if rejection is not None:
             return rejection
@@ -244,9 +282,9 @@ class FakeChatServer:
         if announced and isinstance(reply, Reply):
             reply = dataclasses.replace(reply, headers={**announced, **reply.headers})
         latency = self._latency() if callable(self._latency) else self._latency
-        if latency:
-            return Raw([latency, *reply.steps(request)])
-        return reply
+        if latency and isinstance(reply, Reply):
+            return dataclasses.replace(reply, delay=latency + reply.delay)
+        return Raw([latency, *reply.steps(request)]) if latency else reply
 
     def _handle(self, request: Request) -> AnyReply:
         """Call the test's own handler. If it raises, return the exception in a reply that no client retries."""
@@ -278,19 +316,6 @@ def _bug(message: str) -> Reply:
 
 def _error(status: int, message: str, code: str, headers: Mapping[str, str] | None = None) -> Reply:
     return Reply(status=status, body={"error": {"message": message, "code": code}}, headers=headers or {})
-
-
-def _wait_for_disconnect(sock: socket.socket, closed: threading.Event) -> None:
-    sock.settimeout(_STALL_POLL)
-    while not closed.is_set():
-        try:
-            if not sock.recv(1):
-                return
-        except TimeoutError:
-            continue
-        except OSError as error:  # before Python 3.10, socket.timeout is not a TimeoutError
-            if not isinstance(error, socket.timeout):
-                return
 
 
 def _shut(sock: socket.socket) -> None:

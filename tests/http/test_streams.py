@@ -441,9 +441,10 @@ def test_error_shows_the_event(server, make):
 
 def test_server_that_ignores_stream_is_read_as_ever(server, make):
     """Also if its answers take longer than the idle timeout: once one is known, their silence is no sign of death."""
+    server.script("a", Reply("whole", stream=False))
+    server.script("slow", Reply("whole", delay=2 * IDLE, stream=False))
     pool = make(1)
-    assert pool.map(["a"]) == ["a"]
-    server.script("slow", Reply("whole", delay=2 * IDLE))
+    assert pool.map(["a"]) == ["whole"]
     result = pool.map(["slow"]).results[0]
     assert (result.value, result.attempts, result.first_token) == ("whole", 1, None)
     server.script("dies", Raw([CHUNKED, End.STALL]), stream(*HELLO))

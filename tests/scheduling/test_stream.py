@@ -291,7 +291,8 @@ def test_hook_that_raises_ends_the_stream(server, make_pool):
 
 
 def test_answer_that_comes_whole_is_one_piece(server, pool):
-    answer = pool.stream("some words")
+    server.script("a", Reply("some words", stream=False))
+    answer = pool.stream("a")
     assert list(answer) == ["some words"]
     assert answer.result.first_token is None
 

@@ -27,6 +27,7 @@ MEANINGS = {
     "azure_rate_limit": (LIMIT, None, 2.75),
     "azure_content_filter": (BAD, "content_filter", None),
     "azure_gateway_limit": (LIMIT, None, 20),
+    "azure_no_stream_options": (BAD, "invalid_request_error", None),
     "anthropic_rate_limit": (LIMIT, "rate_limit_error", 12),
     "anthropic_overloaded": (SERVER, "overloaded_error", None),
     "anthropic_spend_limit": (QUOTA, "enforced_spend_limit_reached", None),
