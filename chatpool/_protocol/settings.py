@@ -187,7 +187,7 @@ def check_params(params: Mapping[str, Any] | None) -> Mapping[str, Any]:
         raise ConfigurationError("params must not hold 'messages'; pass the messages as a prompt")
     if params.get("stream"):
         raise ConfigurationError(
-            "params: stream=True is not supported; leave it out: idle_timeout=… streams inside, and stream() yields pieces"
+            "params: stream=True is not supported; leave it out: idle_timeout=… streams inside, stream() yields pieces"
         )
     try:
         encode(dict(params), "params")
