@@ -119,8 +119,8 @@ class Transport:
     def send(self, path: str, payload: bytes, scope: CancelScope, answer: StreamedAnswer | None = None) -> Reply:
         """Send a request and read the whole reply; raise the CallError that says why there is none.
 
-        ``answer``: takes the reply in as it arrives, if it is a stream. One that is complete counts, whatever happens
-        to the connection afterwards.
+        ``answer``: takes the reply in as it arrives, if it is a stream. Once that can be judged, it counts,
+        whatever happens to the connection afterwards.
         """
         scope.set_timeout("connect", self._settings.connect_timeout + self._settings.read_timeout)
         request = self._request(path, payload)
@@ -157,7 +157,7 @@ class Transport:
             vars(current).update(outer)
             is_cut = scope.end()
         # Raised outside the except block: requests' errors carry the request, and the request the key.
-        is_whole = failure is None and scope.error is None and answer is not None and answer.is_complete
+        is_whole = failure is None and scope.error is None and answer is not None and answer.can_be_judged
         if is_cut and not is_whole:
             raise scope.error or scope.timeout_error()
         if failure is not None:
@@ -243,7 +243,7 @@ class Transport:
         if answer is not None and is_stream:
             scope.set_idle_timeout(self._settings.idle_timeout or math.inf)
             failure = read_events(response, answer)
-            failure = None if answer.is_complete else failure
+            failure = None if answer.can_be_judged else failure
         elif isinstance(response.raw, FastResponse):
             body = response.content
         else:

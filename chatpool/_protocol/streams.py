@@ -49,10 +49,20 @@ class StreamedAnswer:
         self.is_over = False  # nothing that follows counts
 
     @property
-    def is_complete(self) -> bool:
-        """Whether all of the answer has arrived: the server said so, or every choice has its finish reason."""
+    def can_be_judged(self) -> bool:
+        """Whether the stream may end, or its connection fail, without a loss."""
+        return self.is_over or self._is_complete
+
+    @property
+    def _is_complete(self) -> bool:
+        """Whether all of the answer has arrived: every choice has a finish reason, or else [DONE] and usage have come.
+
+        [DONE] alone proves nothing: llama-cpp-python sends it when another request interrupts an answer.
+        """
         reasons = [choice.get("finish_reason") for choice in self._choices.values()]
-        return self.is_over or (bool(reasons) and all(reason not in _NO_REASONS for reason in reasons))
+        if reasons and all(reason not in _NO_REASONS for reason in reasons):
+            return True
+        return self.is_over and isinstance(self._fields.get("usage"), dict)
 
     def feed(self, piece: bytes) -> None:
         """Take in a piece of the stream."""
@@ -83,7 +93,7 @@ class StreamedAnswer:
         if isinstance(document, dict) and usage is not None:  # paid for, whatever came after it
             document = {"usage": usage, **document}
         return _StreamedReply(
-            status, headers, document, problem, self._failed_event, is_cut_off=not self.is_complete,
+            status, headers, document, problem, self._failed_event, is_cut_off=not self._is_complete,
             redact=redact, base_url=base_url,
         )  # fmt: skip
 

@@ -152,7 +152,7 @@ SHAPES = {
     "a byte order mark": stream(b"\xef\xbb\xbf", *HELLO),
     "no blank line after the last event": stream(*HELLO[:-1], DONE.strip()),
     "no [DONE]": stream(*HELLO[:-1]),
-    "no finish reason, but [DONE]": stream(*HELLO[:3], HELLO[4], DONE),
+    "no finish reason, but usage and [DONE]": stream(*HELLO[:3], HELLO[4], DONE),
     "no [DONE], and cut": stream(*HELLO[:-1], end=End.RESET),
     "cut after [DONE]": stream(*HELLO, end=End.RESET),
     "no content type": Raw([b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", *HELLO, End.CLOSE]),
@@ -318,6 +318,12 @@ BROKEN = {
     ),
     "reset": (stream(*HELLO[:3], 0.05, end=End.RESET), APIConnectionError, "connection_failed"),
     "no finish reason and no [DONE]": (stream(*HELLO[:3]), InvalidResponseError, "broken_off"),
+    "[DONE] alone, as of an answer that llama-cpp-python interrupts": (
+        stream(*HELLO[:3], DONE),
+        InvalidResponseError,
+        "broken_off",
+    ),
+    "[DONE] alone, and no end": (stream(*HELLO[:3], DONE, end=End.STALL), InvalidResponseError, "broken_off"),
     "closed without a finish reason": (
         Raw([HEAD + b"Connection: close\r\n\r\n", *HELLO[:3]]),
         InvalidResponseError,
