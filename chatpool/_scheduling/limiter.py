@@ -356,7 +356,10 @@ class Limiter:
     # For the summary.
 
     def figures(self) -> dict[str, str]:
-        """Return the limits that are known, in words, by the waits that they cause. All of them cause cool-downs."""
+        """Return the limits that are known, in words, by the waits that they cause.
+
+        Each of them also causes cool-downs, and waits for the others that were guessed first.
+        """
         found: dict[str, str] = {}
         if self.window.is_confirmed:
             found[WINDOW] = f"the server takes {self.window.limit} at once"
@@ -368,7 +371,7 @@ class Limiter:
         if (announced := self._announced.figure) is not None:
             found[ANNOUNCED] = f"rate limit of {announced} (announced)"
         known = next((found[cause] for cause in (COOL_DOWN, PACE, WINDOW) if cause in found), None)
-        return found if known is None else {COOL_DOWN: known, **found}
+        return found if known is None else {**dict.fromkeys((COOL_DOWN, PACE, WINDOW), known), **found}
 
 
 def _round(number: float) -> str:

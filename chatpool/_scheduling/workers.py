@@ -16,7 +16,7 @@ from .call import Call
 # worker starts when another begins to wait for the network, and then the replies come one by one, too.
 _MOST_STARTING = 4
 _LARGE = 64  # workers, from which on a pool is large
-_PAUSE = 1.0  # seconds between two tries to start a worker, if there are no more threads
+_PAUSE = 1.0  # seconds between two attempts to start a worker, if there are no more threads
 
 
 class Workers:
@@ -59,7 +59,7 @@ class Workers:
             work = threading.Thread(target=self._work, args=[self._calls], name="chatpool-worker", daemon=True)
             try:
                 work.start()
-            except RuntimeError:  # the workers that exist go on; each try leaves a task in the executor's queue
+            except RuntimeError:  # the workers that exist go on; each failed start leaves a task in the queue
                 self._next_start = time.monotonic() + _PAUSE
                 return
         self._count += 1

@@ -242,7 +242,7 @@ def test_caller_that_sends_and_leaves_its_map_leaves_every_slot_free(server, mon
 
 
 def test_calls_leave_nothing_behind_where_threads_are_few(server, monkeypatch):
-    """Not every call tries to start one more, which would leave a task in the executor's queue."""
+    """Not every call starts one more, which would leave a task in the executor's queue."""
     start, left = threading.Thread.start, [2]
 
     def refuse(thread):

@@ -47,7 +47,7 @@ def test_random_refusals_pause_nobody(name, seed):
 
 @pytest.mark.parametrize("refuse", [0.002, 0.01, 0.04])
 def test_prompts_of_a_tight_limit_are_not_lost_at_its_end(refuse):
-    """Twenty a minute, and ten prompts are left: their refusals are no chance, and they save their tries."""
+    """Twenty a minute, and ten prompts are left: their refusals do not come at random, and they save their attempts."""
     for limit in (FixedWindow(20, 60, 1), FixedWindow(20, 60), FixedWindow(20, 60, passed=30)):
         shape = rate_limit.Shape(limit, lambda: rate_limit.plain(70), 0.2, 180, 220)
         outcome = rate_limit.simulate(shape, refuse=refuse)
