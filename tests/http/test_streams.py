@@ -115,6 +115,13 @@ def test_server_that_does_not_end_after_done_is_not_waited_for(server, make, rep
     assert result.elapsed < 5
 
 
+def test_silence_after_the_finish_reason_loses_nothing(server, make):
+    """The answer is there; only its usage is not."""
+    server.script("a", stream(*HELLO[:4], end=End.STALL))
+    result = make().map(["a"]).results[0]
+    assert (result.value, result.attempts, result.usage) == ("Hello", 1, None)
+
+
 # How the bytes may come.
 
 
