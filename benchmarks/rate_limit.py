@@ -155,6 +155,7 @@ class Outcome:
     seconds: float = 0.0
     lost: int = 0
     refusals: int = 0
+    figures: dict[str, str] = field(default_factory=dict)  # as the summary shows them
     ended: dict[int, float] = field(default_factory=dict)  # when each prompt was, by its index
 
 
@@ -326,6 +327,7 @@ def simulate(shape: Shape, *, seed: int = 0, refuse: float = REFUSE, workers: in
     pool = Pool(world, Server(limit, shape.latency, refuse), prompts, workers=workers, seed=seed)
     world.run()
     outcome = pool.outcome
+    outcome.figures = pool.limits.figures()
     if shape.model is not None:
         outcome.seconds = max(outcome.ended[prompt.index] for prompt in prompts if prompt.model == shape.model)
     return outcome

@@ -38,7 +38,7 @@ from ._scheduling.budgets import RunBudget
 from ._scheduling.engine import Engine
 from ._scheduling.engine_holder import EngineHolder
 from ._scheduling.job import FutureJob, InlineJob, Job
-from ._scheduling.mapper import Callbacks, Mapper
+from ._scheduling.mapper import Callbacks, JournalUse, Mapper
 from ._version import __version__
 from .errors import ConfigurationError
 
@@ -397,7 +397,7 @@ class ChatPool:
     def _mapper(
         self, *, progress: bool | None = None, journal: PathLike | None = None, request_budget: int | None = None,
         token_budget: int | None = None, cost_budget: float | None = None, dedupe: bool = False,
-        retries_failed: bool = True, repeats: frozenset[int] | None = None, **how: Any,
+        journal_use: JournalUse | None = None, **how: Any,
     ) -> Mapper:  # fmt: skip
         """Return the mapper of a job; ``how``: the arguments of ``_make_job``."""
         check_run(journal, progress)
@@ -407,7 +407,7 @@ class ChatPool:
         shown = self._progress if progress is None else progress
         return Mapper(
             job, progress=shown, journal=journal, callbacks=self._callbacks, dedupe=dedupe,
-            retries_failed=retries_failed, repeats=repeats,
+            journal_use=journal_use,
         )  # fmt: skip
 
     def _make_job(

@@ -1,4 +1,4 @@
-"""A column of prompts in a data frame, with columns for the answers and the errors.
+"""Columns of a data frame as prompts, with columns for the answers, the errors and the tokens.
 
 pip install pandas
 OPENAI_API_KEY=… python examples/pandas_column.py
@@ -6,21 +6,17 @@ OPENAI_API_KEY=… python examples/pandas_column.py
 
 import pandas as pd
 
-from chatpool import ChatPool
+from chatpool import ChatPool, table
 
 pool = ChatPool(max_workers=20)
 
+# A column of whole prompts: a record for each has its answer, error, tokens and cost as plain values.
 df = pd.DataFrame({"prompt": [f"Name a river in {country}." for country in ("Peru", "Chad", "Laos")]})
-df["answer"] = answers = pool.map(df["prompt"])  # None where a call failed
-df["error"] = [result.error for result in answers.results]
-print(df.to_string())
-
-# map rejects a column with missing prompts. dropna keeps the index, by which pandas aligns the answers. A row without a
-# prompt has neither an answer nor an error.
-df = pd.DataFrame({"country": ["Peru", None, "Laos"]})
-present = ("Name a mountain in " + df["country"] + ".").dropna()
-answers = pool.map(present)
-df["answer"] = pd.Series(answers, index=present.index)
-df["error"] = pd.Series([result.error for result in answers.results], index=present.index, dtype=object)
-print(df.to_string())
+answers = pool.map(df["prompt"])
+print(pd.DataFrame(answers.to_records())[["prompt", "answer", "error", "prompt_tokens", "completion_tokens"]])
 print(answers.summary())
+
+# A template of columns: a row without a value is not sent, and its error says so.
+df = pd.DataFrame({"country": ["Peru", None, "Laos"]})
+df = table(df, "Name a mountain in {country}.", pool=pool)
+print(df)

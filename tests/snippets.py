@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chatpool._testing.samples import answer_of_its_type
 from chatpool.testing import FakeChatServer, Reply, Request
 
 ROOT = Path(__file__).parent.parent
@@ -69,6 +70,9 @@ def run_tests(space: dict[str, Any]) -> None:
 
 def answer(request: Request) -> Reply:
     """Reply with JSON if the request asks for JSON, otherwise with the prompt."""
+    schema = request.body.get("response_format", {}).get("json_schema", {}).get("schema")
+    if schema is not None and "population" not in schema["properties"]:
+        return answer_of_its_type(request)
     if "response_format" in request.body:
         return Reply(json.dumps({"name": "Lima", "population": 10_000_000}))
     return Reply()

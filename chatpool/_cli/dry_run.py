@@ -6,7 +6,8 @@ import os
 from contextlib import closing, nullcontext
 
 from chatpool._files.history import read_history
-from chatpool._files.journal import Journal, JournalView
+from chatpool._files.journal import Journal
+from chatpool._files.journal_view import JournalView
 from chatpool._protocol.prices import show_cost
 from chatpool._protocol.request_builder import Request, RequestBuilder
 from chatpool._protocol.requests import estimate, longest_answer
@@ -61,7 +62,7 @@ def dry_run(options: RunOptions) -> int:
         print_notes(options, prompts)
         selection = Selection(prompts, repeats, options.digest, limit=options.limit, is_deduped=options.dedupe)
         digest = digest_function(options)
-        with Journal(path, is_read_only=True) if path else nullcontext() as journal:
+        with Journal(path, is_read_only=True, by_body=options.dedupe) if path else nullcontext() as journal:
             view = JournalView(journal, digest, options.schema, retries_failed=options.retry_failed, repeats=repeats)
             for index, prompt in enumerate(selection):
                 request = options.builder.request(index, prompt)

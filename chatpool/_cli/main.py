@@ -53,7 +53,7 @@ or a pattern such as 'data/*.csv'; - is stdin"""
 
 _YesOrNo = argparse.BooleanOptionalAction
 _POOL_OPTIONS = [
-    "base_url", "timeout", "max_tries", "max_wait", "requests_per_minute", "tokens_per_minute",
+    "base_url", "timeout", "idle_timeout", "max_tries", "max_wait", "requests_per_minute", "tokens_per_minute",
     "progress",
 ]  # fmt: skip
 
@@ -150,6 +150,7 @@ def _add_run(commands: Any) -> None:
     add("--rpm", dest="requests_per_minute", metavar="N", type=float, help="at most N requests a minute")
     add("--tpm", dest="tokens_per_minute", metavar="N", type=float, help="at most N tokens a minute")
     add("--timeout", metavar="SECONDS", type=_timeout, default=DEFAULT_TIMEOUT, help="CONNECT,READ (default: 5,600)")
+    add("--idle-timeout", metavar="SECONDS", type=float, help="stream, and retry an answer that is silent for so long")
     add("--max-tries", metavar="N", type=int, default=6, help="at most N attempts for a prompt (default: %(default)s)")
     add(
         "--max-wait",

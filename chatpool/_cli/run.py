@@ -14,9 +14,9 @@ from typing import Any, Callable, TextIO
 
 from chatpool._files.batch_format import digest_of
 from chatpool._files.choosing import Choice
-from chatpool._files.compaction import compact
 from chatpool._files.inputs import Input, InputError
-from chatpool._files.journal import Journal, JournalView
+from chatpool._files.journal import Journal
+from chatpool._files.journal_view import JournalView
 from chatpool._files.tables import check_table, is_table, journal_of, write_table
 from chatpool._protocol.request_builder import Request, RequestBuilder
 from chatpool._protocol.requests import BatchRequest, path_of
@@ -24,7 +24,7 @@ from chatpool._protocol.results import ChatResult
 from chatpool._protocol.schemas import ResponseFormat
 from chatpool._protocol.shown import escape
 from chatpool._protocol.summary import Summary, plural
-from chatpool._scheduling.mapper import Mapper
+from chatpool._scheduling.mapper import JournalUse, Mapper
 from chatpool.errors import ConfigurationError, JournalError
 from chatpool.pool import ChatPool
 
@@ -72,7 +72,7 @@ class RunOptions:
             self.input_format,
             choice=self.choice,
             encoding=self.encoding,
-            uses_ids=not (self.is_table or self.dedupe),  # there, the answers are matched by the prompts alone
+            uses_ids=not self.is_table,  # there, the answers are matched by the prompts alone
         )
         for path in outputs:
             if prompts.is_file(path):
@@ -114,23 +114,20 @@ def run(options: RunOptions) -> int:
         print_notes(options, prompts)
         selection = Selection(prompts, repeats, options.digest, limit=options.limit, is_deduped=options.dedupe)
         summary = Summary(first=1, failures=options.journal or "the file of -o OUTPUT")
-        is_resumed = _has_lines(options.journal)
         with _open_mapper(options, repeats) as mapper:
             try:
                 _send(options, mapper, selection, summary)
             except KeyboardInterrupt as error:
                 for result in _unread_results(error):
                     summary.add(result)
-                _write_table(options, selection)
+                _finish_output(options, selection)
                 done = f"{summary.answered:,} of {plural(len(selection), 'prompt')} answered"
                 raise RunAborted(f"interrupted: {done}; {_how_to_continue(options)}", 130) from None
             except (JournalError, InputError) as error:
                 if not summary.prompts and not _unread_results(error):  # nothing was sent
                     raise
                 raise RunAborted(f"chatpool: {error}; {_how_to_continue(options)}", 1) from None
-        _write_table(options, selection)
-        if options.output is not None and not options.is_table and is_resumed and summary.resumed < summary.prompts:
-            compact(options.output)
+        _finish_output(options, selection)
     for line in summary.format(mapper.wall, mapper.limited_by):
         print(in_command_words(line), file=sys.stderr)
     return 1 if summary.failed else 0
@@ -141,22 +138,27 @@ def digest_function(options: RunOptions) -> Callable[[Request], str]:
     return lambda request: options.digest(request.prompt)
 
 
-def _has_lines(journal: str | None) -> bool:
-    return journal is not None and os.path.exists(journal) and os.path.getsize(journal) > 0
-
-
-def _write_table(options: RunOptions, selection: Selection) -> None:
-    """Write the table that comes out, if that is what comes out."""
-    if options.output is None or options.journal is None or not options.is_table:
+def _finish_output(options: RunOptions, selection: Selection) -> None:
+    """Write what depends on all answers: the table, or the lines of prompts that were not sent, as an equal one was."""
+    if options.journal is None or not (options.is_table or options.dedupe):
         return
-    with Journal(options.journal, is_read_only=True) as journal:
+    # Opened again, to read what was just written. The lock keeps another run from writing the same table.
+    with Journal(options.journal, by_body=options.dedupe, by_name=not options.is_table) as journal:
         view = JournalView(journal, digest_function(options), options.schema, repeats=selection.repeats)
-        outcomes = Outcomes(selection, options.builder, view)
-        try:
-            names = write_table(options.output, selection.prompts, outcomes.of, options.schema, has_usage=options.usage)
-        except OSError as error:
-            message = f"chatpool: cannot write {options.output}: {error.strerror}; the answers are in {options.journal}"
-            raise RunAborted(f"{message}; {_how_to_continue(options)}", 1) from None
+        if options.is_table:
+            _write_table(options, selection, view)
+        else:
+            selection.copy_equals(options.builder, view)
+
+
+def _write_table(options: RunOptions, selection: Selection, view: JournalView) -> None:
+    assert options.output is not None
+    outcomes = Outcomes(selection, options.builder, view)
+    try:
+        names = write_table(options.output, selection.prompts, outcomes.of, options.schema, has_usage=options.usage)
+    except OSError as error:
+        message = f"chatpool: cannot write {options.output}: {error.strerror}; the answers are in {options.journal}"
+        raise RunAborted(f"{message}; {_how_to_continue(options)}", 1) from None
     if names:
         _note(f"the input has such columns already; the new ones of {options.output} are {', '.join(names)}")
 
@@ -168,7 +170,12 @@ def _check_output(options: RunOptions) -> None:
         raise ConfigurationError("--text prints a line for each prompt, --dedupe sends equal ones once; leave one out")
     if options.limit is not None and options.limit < 1:
         raise ConfigurationError(f"--limit must be 1 or more, not {options.limit}")
-    if options.output is not None and options.is_table:
+    if options.output is None:
+        return
+    folder = os.path.dirname(options.output) or "."
+    if not os.path.isdir(folder):
+        raise ConfigurationError(f"the folder {folder} of the output does not exist; create it first")
+    if options.is_table:
         check_table(options.output)
 
 
@@ -237,7 +244,9 @@ def _open_mapper(options: RunOptions, repeats: frozenset[int]) -> Iterator[Mappe
     """Yield the mapper that sends the prompts, from this process or through a cluster."""
     common: dict[str, Any] = {"deadline": options.deadline, "journal": options.journal}
     common.update(params=options.params, parse=options.schema)
-    common.update(retries_failed=options.retry_failed, repeats=repeats)
+    # With dedupe, the lines of equal prompts are needed until all have theirs.
+    by_name = not (options.is_table or options.dedupe)
+    common.update(journal_use=JournalUse(options.retry_failed, repeats, by_name), dedupe=options.dedupe)
     budgets = {name: getattr(options, name) for name in ("request_budget", "token_budget", "cost_budget")}
     if options.dask is None:
         yield options.pool._mapper(**budgets, **common)

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Callable
 
-from chatpool._files.batch_format import Key
+from chatpool._files.batch_format import Key, hash64
 from chatpool._files.inputs import Input, InputError, Item
-from chatpool._files.journal import JournalView, hash64
+from chatpool._files.journal_view import JournalView
 from chatpool._files.tables import Outcome, outcome_of
 from chatpool._protocol.request_builder import Request, RequestBuilder
 from chatpool._protocol.requests import BatchRequest
@@ -53,6 +53,11 @@ class Selection:
         """Remember why prompts are not sent."""
         if isinstance(result.error, (NotSentError, DeadlineError)):
             self.unsent = f"{type(result.error).__name__}: {result.error}"
+
+    def copy_equals(self, builder: RequestBuilder, view: JournalView) -> None:
+        """Give each prompt that was not sent, because the journal has an equal one, a line of its own."""
+        for index, prompt in enumerate(self.prompts):
+            view.copy_equal(builder.request(index, prompt))
 
     def _distinct(self) -> Iterator[BatchRequest]:
         seen: set[int] = set()

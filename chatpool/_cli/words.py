@@ -10,6 +10,7 @@ _OPTIONS = {
     "tokens_per_minute": "--tpm",
     "max_tries": "--max-tries",
     "max_wait": "--max-wait",
+    "idle_timeout": "--idle-timeout",
     "base_url": "--base-url",
     "request_budget": "--request-budget",
     "token_budget": "--token-budget",

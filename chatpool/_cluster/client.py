@@ -41,7 +41,7 @@ try:
 
     from .worker import Batch, Chunk, answer, share_budgets, stop
 except ImportError as error:
-    raise ImportError(f"chatpool.distributed needs Dask; install chatpool with its extra 'dask' ({error})") from None
+    raise ImportError(f"chatpool.distributed needs Dask; pip install distributed ({error})") from None
 
 __all__ = ["imap_unordered", "map"]
 

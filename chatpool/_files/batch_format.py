@@ -14,7 +14,7 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from chatpool._protocol.replies import recall_completion
@@ -33,6 +33,7 @@ _NO_ERROR = b', "error": null'
 # Line ends to Python's splitlines and to other tools, but not to JSON.
 _LINE_ENDS = re.compile("[\x85\u2028\u2029]")
 _SUCCESS = range(200, 300)
+_COPIED = ("hash", "error", "message", "code", "status_code", "started")  # our fields that a copy of a line has, too
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=plain_number)
 _encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
@@ -52,6 +53,11 @@ def digest_of(path: str, body: Mapping[str, Any]) -> str:
     except TypeError:  # keys that cannot be sorted, such as 1 and "b"; JSON turns all of them into strings
         canonical = _canonical.encode(json.loads(json.dumps(body, default=plain_number)))
     return hashlib.sha256(f"{path}\n{canonical}".encode("ascii")).hexdigest()[:32]
+
+
+def hash64(name: str) -> int:
+    """Return a hash of 64 bits."""
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 def line_of(
@@ -78,6 +84,13 @@ def line_of(
         "chatpool": {**_own_fields(result, key, timeline), **(run or {})},
     }
     return _encode(document)
+
+
+def copy_of(document: Mapping[str, Any], key: Key) -> bytes:
+    """Return the line for an equal request that was not sent: the same reply or error, at no cost and in no time."""
+    own = {name: value for name, value in document["chatpool"].items() if name in _COPIED}
+    own.update(attempts=0, elapsed=0.0, usage=asdict(Usage()), copy=True)
+    return _encode({**document, "id": _new_id(), "custom_id": key.custom_id, "chatpool": own})
 
 
 def _new_id() -> str:

@@ -228,6 +228,10 @@ class Chooser:
         self.unsent.update(key for key in value if key not in ("prompt", "system", *_NAMES))
         if prompt is None or (isinstance(prompt, str) and not prompt.strip()):
             return None
+        if isinstance(prompt, dict):
+            raise TypeError(
+                "'prompt' is an object; if pandas wrote this, use to_json(path, orient='records', lines=True)"
+            )
         if not isinstance(prompt, (str, list)):
             raise TypeError("'prompt' must be a string or a list of messages")
         if system is not None and not isinstance(system, str):

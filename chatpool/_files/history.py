@@ -163,6 +163,7 @@ class History:
 
     def __init__(self) -> None:
         self.spent = Spending()  # by all attempts, also those of cancelled calls
+        self.copies = 0  # answers for equal prompts that were not sent
         self.truncated = 0  # answers that ended at the token limit
         self.latencies = array("d")  # seconds from a prompt's first attempt to its answer, waits included
         self.first_tokens = array("d")  # seconds to the first token, of streamed answers
@@ -180,7 +181,7 @@ class History:
     @property
     def prompts(self) -> int:
         """The number of prompts."""
-        return len(self.latencies) + sum(self.failures.values())
+        return len(self.latencies) + sum(self.failures.values()) + self.copies
 
     @property
     def runs(self) -> list[Run]:
@@ -198,11 +199,14 @@ class History:
         own = document["chatpool"]
         began, elapsed = _number(own["started"]), _number(own["elapsed"])
         _number(own["attempts"])
+        for end in ends_of(document):
+            self._add_end(end)
+        if own.get("copy"):
+            self._add_copy(document, counts=counts)
+            return
         spent = spending_of(document)
         self.spent = self.spent.plus(spent)
         self._add_to_run(own, began, began + elapsed)
-        for end in ends_of(document):
-            self._add_end(end)
         self._add_attempts(began, own.get("tries") or [{"began": 0.0, "ended": elapsed, "error": None}])
         self.tokens_in.add(began + elapsed, spent.usage.prompt_tokens)
         self.tokens_out.add(began + elapsed, spent.usage.completion_tokens)
@@ -257,6 +261,13 @@ class History:
 
     def _run(self, began: float) -> Run:
         return self._runs.setdefault(began, Run(began, began))
+
+    def _add_copy(self, document: Mapping[str, Any], *, counts: bool) -> None:
+        """Add the line of a prompt that was not sent, as an equal one was."""
+        if counts and is_answer(document):
+            self.copies += 1
+        elif counts:
+            self._add_failure(document, document["chatpool"])
 
     def _add_attempts(self, began: float, attempts: Iterable[Any]) -> None:
         for attempt in attempts:

@@ -15,8 +15,8 @@ from typing import Any, Callable, NamedTuple
 from chatpool._protocol.requests import BatchRequest
 from chatpool._protocol.summary import plural
 
+from .batch_format import hash64
 from .choosing import Choice, Chooser, Entry
-from .journal import hash64
 from .kinds import EXTENSIONS, check_text, guess_kind, kind_of_json
 from .rows import CsvRows, JsonDocuments, JsonLines, ParquetRows, Row, Rows, TextRows
 from .sources import InputError as InputError

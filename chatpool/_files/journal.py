@@ -2,7 +2,8 @@
 
 Each line is one ``write`` at the end of the file. A process that is killed loses no line that it wrote, and leaves at
 worst an incomplete one, which the next run cuts off. The file is synced to the disk within a second and at the end, so
-a power failure can cost that second. A lock on the file, which ends with its process, keeps a second run out.
+a power failure can cost that second. A lock on the file, which ends with its process, keeps a second run out. At the
+end of a run, lines that later ones replaced are removed.
 """
 
 from __future__ import annotations
@@ -10,27 +11,24 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import logging
 import math
 import os
 import stat
 import threading
 import time
 import weakref
-from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from hashlib import blake2b
+from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Any, BinaryIO, Callable
+from typing import Any, BinaryIO
 
-from chatpool._protocol.request_builder import Request
-from chatpool._protocol.requests import BatchRequest
-from chatpool._protocol.results import REJECTIONS, Attempt, ChatResult, Parse, PathLike
-from chatpool.errors import DeadlineError, JournalError, NotSentError
+from chatpool._protocol.results import PathLike
+from chatpool.errors import JournalError
 
-from .batch_format import ID_PREFIX, LINE_START, Key, key_of, line_of, load, parse_head, parse_line, result_of
+from .batch_format import ID_PREFIX, LINE_START, Key, hash64, key_of, load, parse_head, parse_line
+from .compaction import Group, compact, remove_remains
 from .permissions import PRIVATE, make_private
-from .runs import RunLog, ends_suffix
+from .runs import ends_suffix
 from .sync import Syncer
 
 try:
@@ -43,6 +41,8 @@ _MAX_LINE = 2**28  # bytes; four times the largest answer that is accepted
 _LAST_PIECE = 2**20  # bytes at the end of the file, in which our key of the last line begins
 _APPEND = os.O_APPEND | os.O_CREAT
 _GRACE = 0.1  # seconds that close() waits for the disk after the deadline or an exception
+_COMPACTION_RATE = 2e7  # bytes a second, at least, unless the machine is very busy
+_logger = logging.getLogger("chatpool")
 _open_journals: weakref.WeakSet[Journal] = weakref.WeakSet()
 
 
@@ -51,14 +51,26 @@ class Journal:
 
     The index holds two numbers for each request, about 110 bytes, whatever the size of its answer.
     ``deadline``: the reading of ``time.monotonic()`` from which on ``close`` does not wait for the disk.
+    ``by_body``: whether requests are also found by their bodies alone, see ``find_body``; doubles the index.
+    ``by_name``: whether a line replaces all others of its custom_id, and not only those of the same request.
     """
 
-    def __init__(self, path: PathLike, *, is_read_only: bool = False, deadline: float = math.inf) -> None:
+    def __init__(
+        self,
+        path: PathLike,
+        *,
+        is_read_only: bool = False,
+        deadline: float = math.inf,
+        by_body: bool = False,
+        by_name: bool = False,
+    ) -> None:
         self.path = os.fspath(path)
-        self._deadline = deadline
+        self._target = os.path.realpath(self.path)  # of a symbolic link; the process may change its directory
+        self._deadline, self._by_body, self._by_name = deadline, by_body, by_name
         # Reentrant: the garbage collector may close an abandoned iterator, and this journal with it, during append().
         self._writing = threading.RLock()
         self._is_closed = self._is_writing = False
+        self._wanted: set[int] = set()  # the input's requests, by hash
         self._syncer: Syncer | None = None
         with contextlib.ExitStack() as stack:  # closes the files if a later step fails
             flags = os.O_RDONLY if is_read_only else os.O_RDWR
@@ -68,7 +80,9 @@ class Journal:
             self._reader = stack.enter_context(io.BufferedReader(open_file(self.path, flags), 2**15))
             if not is_read_only:
                 lock(self._file.fileno(), self.path)
-            self._index, self._end = scan(self._reader, self.path)
+                remove_remains(self._target)
+            self._index, self._end, self._has_replaced = scan(self._reader, self.path, by_body=by_body, by_name=by_name)
+            self._had_lines, self._had_replaced = self._end > 0, self._has_replaced
             if not is_read_only:
                 make_private(self._file.fileno(), self.path)
                 self._repair_end()
@@ -79,11 +93,21 @@ class Journal:
 
     def find(self, key: Key) -> Mapping[str, Any] | None:
         """Return the line that counts for a request, parsed: the last good one, or else the last; None without any."""
-        entry = self._index.get(_hash_of_key(key))
-        if entry is None:
-            return None
-        self._reader.seek(entry >> 1)
-        return parse_line(self._reader.readline())
+        return self._line_at(self._index.get(_hash_of_key(key)))
+
+    def find_body(self, digest: str) -> Mapping[str, Any] | None:
+        """Return the line that counts for a request's body, whatever its custom_id; None without any."""
+        return self._line_at(self._index.get(_hash_of_body(digest))) if self._by_body else None
+
+    def note_request(self, key: Key) -> None:
+        """Note a request of this run: of several requests of one name, it is the one that counts."""
+        if self._by_name and self._had_replaced:  # or each name has one request, and a new one is its latest
+            self._wanted.add(_hash_of_key(key))
+
+    def note_line(self, key: Key) -> None:
+        """Note that a line is about to be written for a request: it may replace another one."""
+        if (self._by_name and self._had_lines and _is_name(key)) or _hash_of_key(key) in self._index:
+            self._has_replaced = True
 
     def documents(self) -> Iterator[tuple[Mapping[str, Any], bool]]:
         """Yield every line, parsed, and whether it is the one that counts for its request."""
@@ -128,7 +152,8 @@ class Journal:
     def close(self) -> None:
         """Release the lock, and wait until every line is synced to the disk, or for the deadline. Idempotent.
 
-        Raises JournalError if a sync failed. After the deadline the last sync continues in the background.
+        If later lines replaced others, first removes those, and logs a warning if that fails. Raises JournalError if a
+        sync failed. After the deadline the last sync continues in the background.
         """
         self._close(self._deadline)
 
@@ -146,11 +171,52 @@ class Journal:
             if self._is_closed:
                 return
             self._is_closed = True
-        unlock(self._file.fileno())
+        try:
+            if not self._may_compact(deadline):
+                self._release()  # now, as a sync may take long
+            if self._syncer is not None:
+                self._syncer.finish(max(_GRACE, deadline - time.monotonic()))
+            if self._may_compact(deadline):
+                self._compact()
+        finally:
+            self._release()
+
+    def _may_compact(self, deadline: float) -> bool:
+        """Whether there is something to remove, and time for it."""
+        is_open = self._syncer is not None and not self._file.closed
+        return is_open and self._has_replaced and self._end / _COMPACTION_RATE < deadline - time.monotonic()
+
+    def _compact(self) -> None:
+        """Remove the lines that later ones replaced, while the file is still locked. Without a lock it is closed first.
+
+        A run that opened the old file cannot lock it after this, see ``lock``.
+        """
+        self._index.clear()  # its memory is needed
+        try:
+            if not _is_at(self._file.fileno(), self._target):
+                raise OSError("it was moved")
+            before_move = self._release if fcntl is None else lambda: None
+            compact(self._reader, self._end, self._target, self._group_of, before_move)
+        except OSError as error:
+            _logger.warning("%s was not compacted: %s", self.path, error)
+
+    def _group_of(self, key: Key) -> Group:
+        """Return the lines among which one is kept; of a name, the input's request if it is known, or the latest."""
+        request = _hash_of_key(key)
+        is_wanted = request in self._wanted or not self._wanted
+        return (hash64(key.custom_id), request, is_wanted) if self._by_name else (request, request, is_wanted)
+
+    def _release(self) -> None:
+        if not self._file.closed:
+            unlock(self._file.fileno())
         self._file.close()
         self._reader.close()
-        if self._syncer is not None:
-            self._syncer.finish(max(_GRACE, deadline - time.monotonic()))
+
+    def _line_at(self, entry: int | None) -> Mapping[str, Any] | None:
+        if entry is None:
+            return None
+        self._reader.seek(entry >> 1)
+        return parse_line(self._reader.readline())
 
     def _repair_end(self) -> None:
         """Cut off the incomplete last line of a killed run, or add the newline that an editor left out."""
@@ -200,115 +266,19 @@ class Journal:
             self._close(-math.inf)
 
 
-class JournalView:
-    """One run's view of a journal: which prompts have a good answer in it, and where the new results go.
+def scan(
+    reader: BinaryIO, path: str, *, by_body: bool = False, by_name: bool = False
+) -> tuple[dict[int, int], int, bool]:
+    """Read a journal from start to end.
 
-    A prompt without a custom_id gets the hash of its request for one; the second of two equal prompts gets a number
-    after it. Counting them takes about 80 bytes each, unless ``repeats`` says which ones are repeated, by ``hash64``
-    of their hash. ``retries_failed``: whether prompts that failed before are sent again. ``waits``: returns what held
-    calls back since the run began.
-    """
-
-    def __init__(
-        self,
-        journal: Journal | None,
-        digest_of: Callable[[Request], str],
-        parse: Parse | None,
-        *,
-        retries_failed: bool = True,
-        repeats: Container[int] | None = None,
-        waits: Callable[[], Mapping[str, float]] = dict,
-    ) -> None:
-        self._run = RunLog(waits)
-        self._journal, self._digest_of, self._parse = journal, digest_of, parse
-        self._retries_failed, self._repeats = retries_failed, repeats
-        self._keys: dict[int, Key] = {}  # of the prompts without a result, by index
-        self._counts: Counter[int] = Counter()  # of the prompts without a custom_id, by hash64
-
-    def find(self, request: Request) -> ChatResult | None:
-        """Return the journal's result for the next prompt, None if it has to be sent. Call once a prompt, in order."""
-        key = self._keys[request.index] = self.key(request)
-        result = self.read(request, key)
-        if result is None or (self._retries_failed and not result.ok):
-            return None
-        result = self.parsed(result)
-        if result is not None:
-            del self._keys[request.index]
-        return result
-
-    def read(self, request: Request, key: Key) -> ChatResult | None:
-        """Return the result of a request that the journal holds, good or not; None without any."""
-        for known in (key, *_other_keys(request.prompt, key)):
-            document = self._journal.find(known) if self._journal else None
-            if document is not None and key_of(document) == known:
-                result = result_of(document, request.index, request.prompt)
-                if known == key or (result is not None and result.ok):
-                    return result
-        return None
-
-    def record(self, result: ChatResult, timeline: Sequence[Attempt] = (), error_body: str | None = None) -> None:
-        """Write a finished call's line, see ``line_of``. A call that was cancelled is not finished."""
-        key = self._keys.pop(result.index)
-        if self._journal and not is_cancelled(result):
-            self._journal.append(line_of(result, key, timeline, error_body, self._run.fields()))
-
-    def note_cancelled(self, results: Iterable[ChatResult]) -> None:
-        """Count what cancelled calls took, for the end of the run."""
-        for result in results:
-            if result.attempts and is_cancelled(result):
-                self._run.add_unlisted(result)
-
-    def end_run(self, how: str) -> None:
-        """Write how the run ended; nothing if it sent nothing."""
-        end = self._run.end(how)
-        if self._journal and end is not None:
-            self._journal.end_run(end)
-
-    def key(self, request: Request) -> Key:
-        """Return the key of the next prompt. Call once a prompt, in order."""
-        digest, prompt = self._digest_of(request), request.prompt
-        if isinstance(prompt, BatchRequest) and prompt.custom_id is not None:
-            return Key(prompt.custom_id, digest)
-        number, count = hash64(digest), 1
-        if self._repeats is None or number in self._repeats:
-            self._counts[number] += 1
-            count = self._counts[number]
-        return Key(digest if count == 1 else f"{digest}-{count}", digest)
-
-    def parsed(self, result: ChatResult) -> ChatResult | None:
-        """Return a result with the value of ``parse``; None if ``parse`` now rejects its text."""
-        if self._parse is None or not result.ok:
-            return result
-        try:
-            return replace(result, value=self._parse(result.text or ""))
-        except REJECTIONS:
-            return None
-        except Exception as error:
-            error.prompt_index = result.index  # type: ignore[attr-defined]
-            raise
-
-
-def is_cancelled(result: ChatResult) -> bool:
-    """Whether a call was cancelled, so that it has no line: it did not fail by itself."""
-    return isinstance(result.error, (NotSentError, DeadlineError))
-
-
-def _other_keys(prompt: Any, key: Key) -> list[Key]:
-    """Return the keys that a request had if its input was read another way: with or without a name for each row."""
-    alias = getattr(prompt, "alias", None)
-    if alias is None:
-        return []
-    return [Key(key.digest if prompt.custom_id is not None else alias, key.digest)]
-
-
-def scan(reader: BinaryIO, path: str) -> tuple[dict[int, int], int]:
-    """Read a journal from start to end; return its index, and the offset at which its last complete line ends.
-
-    The index has an entry for each request: the offset of its last good line, or else of its last line, times two, plus
-    one for a good line. Raises JournalError for any other kind of file, and reads only the first piece of most.
+    Returns its index, the offset at which its last complete line ends, and whether a line replaced another one. The
+    index has an entry for each request: the offset of its last good line, or else of its last line, times two, plus one
+    for a good line. ``by_body``: and such an entry for each body. Raises JournalError for any other kind of file, and
+    reads only the first piece of most.
     """
     index: dict[int, int] = {}
-    end = 0
+    names: set[int] = set()
+    end, has_replaced = 0, False
     _check_first_piece(reader, path)
     for number, line in enumerate(iter(lambda: reader.readline(_MAX_LINE), b""), 1):
         if len(line) == _MAX_LINE:
@@ -322,10 +292,16 @@ def scan(reader: BinaryIO, path: str) -> tuple[dict[int, int], int]:
             raise _not_a_journal(path, number)
         key, is_good = head
         request = _hash_of_key(key)
-        if is_good or not index.get(request, 0) & 1:
-            index[request] = end << 1 | is_good
+        has_replaced = has_replaced or request in index
+        if by_name and not has_replaced and _is_name(key):
+            name = hash64(key.custom_id)
+            has_replaced = name in names
+            names.add(name)
+        for entry in (request, _hash_of_body(key.digest)) if by_body else (request,):
+            if is_good or not index.get(entry, 0) & 1:
+                index[entry] = end << 1 | is_good
         end += len(line)
-    return index, end
+    return index, end, has_replaced
 
 
 def _check_first_piece(reader: BinaryIO, path: str) -> None:
@@ -348,9 +324,13 @@ def _is_torn(line: bytes, *, is_first: bool) -> bool:
     return is_start and not line.endswith(b"\n") and load(line) is None
 
 
-def hash64(name: str) -> int:
-    """Return a hash of 64 bits."""
-    return int.from_bytes(blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+def _is_name(key: Key) -> bool:
+    """Whether the user named a request. Any other is named by the hash of its body, perhaps with a number."""
+    return not key.custom_id.startswith(key.digest)
+
+
+def _hash_of_body(digest: str) -> int:
+    return _hash_of_key(Key("", digest))  # no request is named by an empty text
 
 
 def _hash_of_key(key: Key) -> int:

@@ -42,7 +42,9 @@ class Rows:
 
     def _text_lines(self) -> Iterator[Row]:
         problem = not_decoded(self.source.encoding)
-        with self.source.text(newline="\n") as lines:
+        head = self.source.head_text()
+        newline = "\r" if "\r" in head and "\n" not in head else "\n"  # as old Macs wrote it, and some exports do
+        with self.source.text(newline=newline) as lines:
             for number, line in enumerate(lines, 1):
                 yield Row(number, line.rstrip("\r\n"), problem if is_bad(line) else None)
 
@@ -158,7 +160,7 @@ def import_parquet(name: str) -> Any:
     try:
         import pyarrow.parquet  # noqa: PLC0415 - an extra
     except ImportError:
-        raise InputError(f"{name} is a Parquet file, which needs pyarrow; pip install 'chatpool[table]'") from None
+        raise InputError(f"{name} is a Parquet file, which needs pyarrow; pip install pyarrow") from None
     return pyarrow.parquet
 
 

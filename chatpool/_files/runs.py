@@ -15,13 +15,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import fields as fields_of
 from typing import Any, Callable, NamedTuple
 
 from chatpool._protocol.results import ChatResult, Usage
 from chatpool._protocol.usage import read_usage
 
 _SNAPSHOT_EVERY = 1.0  # seconds
+_COUNTS = tuple(field.name for field in fields_of(Usage))
+_NO_USAGE = Usage()
 _TAIL_START = b', "chatpool": {'
 _ENDS_START = b', "ends": ['
 
@@ -30,7 +32,7 @@ class Spending(NamedTuple):
     """What some calls took: requests, tokens, dollars, and requests that may be charged for without an answer."""
 
     attempts: int = 0
-    usage: Usage = Usage()
+    usage: Usage = _NO_USAGE
     cost: float | None = None
     unanswered: int = 0
 
@@ -43,13 +45,13 @@ class Spending(NamedTuple):
     @classmethod
     def of(cls, result: ChatResult) -> Spending:
         """Return what a result's call took."""
-        return cls(result.attempts, result.usage or Usage(), result.cost, result.unanswered)
+        return cls(result.attempts, result.usage or _NO_USAGE, result.cost, result.unanswered)
 
     def fields(self) -> dict[str, Any]:
         """Return the fields that a line has for it; those that are zero are left out, except for ``attempts``."""
         fields: dict[str, Any] = {"attempts": self.attempts}
-        if self.usage != Usage():
-            fields["usage"] = {name: count for name, count in asdict(self.usage).items() if count}
+        if self.usage.total_tokens:
+            fields["usage"] = {name: count for name in _COUNTS if (count := getattr(self.usage, name))}
         if self.cost is not None:
             fields["cost"] = round(self.cost, 9)
         if self.unanswered:
@@ -59,7 +61,7 @@ class Spending(NamedTuple):
     @classmethod
     def read(cls, fields: Mapping[str, Any], body: Any = None) -> Spending:
         """Return what the fields of a line say. ``body``: of its response, for lines of older versions."""
-        usage = read_usage(fields) or read_usage(body) or Usage()
+        usage = read_usage(fields) or read_usage(body) or _NO_USAGE
         cost = fields.get("cost")
         is_known = isinstance(cost, (int, float)) and not isinstance(cost, bool)
         return cls(int(fields.get("attempts", 1)), usage, cost if is_known else None, int(fields.get("unanswered", 0)))

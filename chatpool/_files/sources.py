@@ -173,7 +173,7 @@ def _zstandard(name: str) -> Any:
     try:
         import zstandard  # noqa: PLC0415 - an extra
     except ImportError:
-        raise InputError(f"{name} is compressed with zstd; to read it: pip install 'chatpool[table]'") from None
+        raise InputError(f"{name} is compressed with zstd; to read it: pip install zstandard") from None
 
     def open_plain(file: BinaryIO) -> IO[bytes]:
         reader = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True, closefd=False)

@@ -60,6 +60,9 @@ def check_table(output: str) -> None:
     """Raise ConfigurationError, before anything is sent, if the table cannot be written or is somebody else's file."""
     if os.path.splitext(output)[1].lower() == ".parquet":
         import_parquet(output)
+    folder = os.path.dirname(os.path.realpath(output))
+    if not os.access(folder, os.W_OK):
+        raise ConfigurationError(f"the table {output} cannot be written: the folder {folder} is read-only")
     is_ours = os.path.exists(output + _JOURNAL_SUFFIX)
     if os.path.exists(output) and not is_ours and os.path.getsize(output):
         raise ConfigurationError(

@@ -11,6 +11,7 @@ import re
 import time
 import zlib
 from collections.abc import Iterator
+from functools import cache
 from http.client import HTTPException, HTTPResponse, IncompleteRead, parse_headers
 from typing import Any
 
@@ -157,7 +158,12 @@ def _sized(file: io.BufferedReader, length: int | None) -> Iterator[bytes]:
 
 def _chunks(file: io.BufferedReader) -> Iterator[bytes]:
     """Undo the chunked transfer coding (RFC 9112, section 7.1). Extensions and trailers are bounded and dropped."""
-    while size := _chunk_size(_line(file)):
+    while True:
+        if small := _small_chunks(file):
+            yield small
+        size = _chunk_size(_line(file))
+        if not size:
+            break
         yield from _sized(file, size)
         if _line(file).strip():
             raise MalformedReply("a chunk is longer than its size")
@@ -165,6 +171,25 @@ def _chunks(file: io.BufferedReader) -> Iterator[bytes]:
         if file.readline(_MAX_LINE) in _END_OF_HEAD:  # some servers close without a last line
             return
     raise MalformedReply("trailers without end")
+
+
+def _small_chunks(file: io.BufferedReader) -> bytes:
+    """Return the data of the simple chunks that were received to their end: of a stream, one for each word."""
+    received, place, pieces = file.peek(1), 0, []
+    while (found := _simple_chunk().match(received, place)) is not None:
+        start = found.end()
+        end = start + int(found[1], 16)
+        if start == end or received[end : end + 2] != b"\r\n":
+            break
+        pieces.append(received[start:end])
+        place = end + 2
+    file.read(place)
+    return b"".join(pieces)
+
+
+@cache
+def _simple_chunk() -> re.Pattern[bytes]:
+    return re.compile(rb"(%s)\r\n" % _CHUNK_SIZE)
 
 
 def _chunk_size(line: bytes) -> int:

@@ -10,15 +10,16 @@ from typing import Any
 from urllib.parse import unquote_plus, urlsplit
 
 _CREDENTIAL_NAME = "(?i)auth|key|token|secret|password|cookie|sig"
-_SHORTEST_SECRET = 8  # characters; to redact shorter ones would redact words
+_SHORTEST_SECRET = 8  # characters; a shorter key is a word, such as "ollama" for a local server
+_LONGEST_WORD = 16  # characters; a secret that is shorter is replaced only as a whole word
 _MOST_SECRETS = 20  # of keys that are renewed, the latest
 
 
 class Redactor:
-    """Replaces secrets in texts."""
+    """Replaces secrets in texts, but leaves alone what may as well be a word."""
 
     def __init__(self, secrets: list[str]) -> None:
-        self._secrets = secrets
+        self._secrets = [secret for secret in secrets if len(secret) >= _SHORTEST_SECRET]
 
     def add(self, secret: str) -> None:
         """Replace one more secret; a list that other threads iterate is replaced, not changed."""
@@ -27,11 +28,18 @@ class Redactor:
 
     def __call__(self, text: str) -> str:
         for secret in self._secrets:
-            text = text.replace(secret, "[redacted]")
+            if secret in text:
+                text = _replace(text, secret)
         return text
 
     def __repr__(self) -> str:
         return f"<redacts {len(self._secrets)} secrets>"
+
+
+def _replace(text: str, secret: str) -> str:
+    if len(secret) >= _LONGEST_WORD:
+        return text.replace(secret, "[redacted]")
+    return re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "[redacted]", text)
 
 
 def secrets_in(headers: Mapping[str, str]) -> list[str]:

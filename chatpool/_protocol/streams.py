@@ -23,10 +23,8 @@ from .server_sent_events import Event, EventParser
 EVENT_STREAM = "text/event-stream"
 _DONE = "[DONE]"
 _STARTS = (b"data:", b"event:")  # of an event stream; JSON never begins like this
-_NOT_IN_REPLIES = frozenset({"choices", "object", "obfuscation"})  # the last: random padding of OpenAI's chunks
 _NAMES_OPTIONS = re.compile(r"stream_options|include_usage", re.IGNORECASE)
 _NAMES_STREAM = re.compile(r"\bstream(ing|ed)?\b", re.IGNORECASE)
-_EMPTY: tuple[Any, ...] = (None, {}, [])
 
 
 class StreamedAnswer:
@@ -42,6 +40,7 @@ class StreamedAnswer:
         self._on_begin, self._on_text = on_begin, on_text
         self._parser = EventParser()
         self._fields: dict[str, Any] = {}
+        self._latest: dict[str, Any] = {}  # the fields of the latest chunk
         self._choices: dict[Any, dict[str, Any]] = {}
         self._failure: tuple[Any, str | None] | None = None  # the JSON of an error, or why an event is not JSON
         self._failed_event = ""
@@ -109,13 +108,13 @@ class StreamedAnswer:
         self.is_over = True
 
     def _add_chunk(self, chunk: dict[str, Any]) -> None:
-        fields = self._fields
-        for name, value in chunk.items():
-            if name in _NOT_IN_REPLIES:
-                continue
-            if value is not None or name not in fields:
-                fields[name] = value
-        choices = chunk.get("choices")
+        choices = chunk.pop("choices", None)
+        chunk.pop("obfuscation", None)  # random padding of OpenAI's chunks
+        if chunk != self._latest:  # most chunks differ only in their choices
+            self._latest = chunk
+            for name, value in chunk.items():
+                if value is not None or name not in self._fields:
+                    self._fields[name] = value
         for choice in choices if isinstance(choices, list) else ():
             if isinstance(choice, dict):
                 self._add_choice(choice)
@@ -127,12 +126,14 @@ class StreamedAnswer:
         if choice is None:
             choice = self._choices[index] = {"index": index, "message": {}, "finish_reason": None}
         for name, value in part.items():
-            if name in ("delta", "message"):
+            if name == "delta" or name == "message":
                 if isinstance(value, dict) and value:
                     self._add_delta(choice, value)
+            elif value is None or value == {} or value == [] or name == "index":
+                choice.setdefault(name, value)
             elif name == "logprobs" and isinstance(value, dict):
                 choice[name] = joined_logprobs(choice.get(name), value)
-            elif value not in _EMPTY or name not in choice:
+            else:
                 choice[name] = value
 
     def _add_delta(self, choice: dict[str, Any], delta: dict[str, Any]) -> None:

@@ -35,6 +35,7 @@ class Summary:
         self._usage = self._resumed_usage = Usage()
         self._cost: float | None = None
         self._resumed_cost: float | None = None
+        self._uncosted = 0  # prompts with tokens, but without a price for their model
         self._seconds = array("d")  # for each answer
         self._first_tokens = array("d")  # seconds to the first piece of each answer that was streamed
         self._causes: Counter[tuple[Any, ...]] = Counter()
@@ -74,9 +75,10 @@ class Summary:
     def format(self, wall: float, limited_by: str) -> list[str]:
         """Return the lines. ``wall``: seconds that the run took; ``limited_by``: its bottleneck."""
         spent, times = list(self._spent()), [self._latencies(), f"bottleneck: {limited_by}"]
-        lines = _wrap_parts([*spent, *times], 3)
-        if len(_wrap_parts(spent, 3)) == 1 or len(lines) > 2:  # else two lines have room for all, and failures for more
-            lines = [*_wrap_parts(spent, 2), *_wrap_parts(times, 1)]
+        lines = [*_wrap_parts(spent, 2), *_wrap_parts(times, 1)]
+        together = _wrap_parts([*spent, *times], _MOST_LINES)
+        if len(together) < len(lines):  # more room for failures
+            lines = together
         return [self._counts(wall), *lines, *self._failures(_MOST_LINES - 1 - len(lines))]
 
     def _add_costs(self, result: ChatResult) -> None:
@@ -86,6 +88,7 @@ class Summary:
         if result.usage is not None:
             self._usage += result.usage
         self._cost = _sum(self._cost, result.cost)
+        self._uncosted += result.cost is None and result.usage is not None
 
     def _add_failure(self, result: ChatResult, error: CallError) -> None:
         cause = (type(error), error.status_code, error.code)
@@ -108,9 +111,11 @@ class Summary:
         yield f"requests: {self._sent:,}, {plural(self._retries, 'retry', 'retries')}"
         if self._unanswered:
             yield f"stopped waiting for {self._unanswered:,}, which may be charged"
-        yield f"tokens: {usage.prompt_tokens:,} in, {usage.completion_tokens:,} out, {usage.total_tokens:,} total"
+        if usage.total_tokens or self.answered:
+            yield f"tokens: {usage.prompt_tokens:,} in, {usage.completion_tokens:,} out, {usage.total_tokens:,} total"
         if self._cost is not None:
-            yield f"cost: {show_cost(self._cost)}"
+            rest = f", unknown for {plural(self._uncosted, 'prompt')}" if self._uncosted else ""
+            yield f"cost: {show_cost(self._cost)}{rest}"
         if self._truncated:
             yield f"truncated answers: {self._truncated:,}"
         if self._first_tokens:

@@ -45,6 +45,12 @@ class Quota:
         """Whether it came true as often as not, and more than once: a single refusal may be chance."""
         return self._hits >= PROOF and self._hits >= self._misses
 
+    @property
+    def figure(self) -> str | None:
+        """The limit in words, if it is known."""
+        limit = self._latest.limit
+        return f"{limit:,g} {self.unit}" if limit else None
+
     def update(self, now: float, announced: Announced, number: int, sent_since: float) -> None:
         """Take in what the reply to a request announces; ``sent_since``: the size of what was sent after that one."""
         self._reset(now)
@@ -154,6 +160,12 @@ class Announcements:
                 began = now if self._began is None else self._began
                 quota = self._quotas[announced.name] = Quota(announced, now, began, total[unit])
             quota.update(now, announced, request.number, total[unit] - request.total[unit])
+
+    @property
+    def figure(self) -> str | None:
+        """A limit that has proven true, in words."""
+        proven = (quota.figure for quota in self._quotas.values() if quota.is_proven)
+        return next(filter(None, proven), None)
 
     def delay(self, now: float, tokens: int) -> float:
         """Return the seconds until each limit has room for a request."""

@@ -76,7 +76,7 @@ class Engine:
         """Make these calls of a job. Raises PoolClosedError."""
         if self._scheduler.is_over:
             raise PoolClosedError("this pool is closed; make a new one")
-        if is_sending(self._scheduler):
+        if is_sending(self._scheduler) or is_sending(self):
             raise RuntimeError(
                 "a Session hook or signal handler used the pool in the middle of a request of the same pool, and would "
                 "wait for the slot of that request; use another pool there"

@@ -51,6 +51,11 @@ class Row:
         self.is_fresh = self.is_fresh or call.attempts == 1
         self._is_own = self._is_own and was_passed
 
+    def skip(self) -> None:
+        """Note a refusal in between that says nothing."""
+        self.first += 1
+        self._begin += 1
+
     def is_certain(self, more: int = 0) -> bool:
         """Whether so many refusals in a row must come from a limit."""
         refused, sent = len(self.calls), self.last - self.first + 1

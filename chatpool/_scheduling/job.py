@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import math
 import os
 import threading
@@ -112,9 +113,10 @@ class Job:
         self._parses_itself = self.is_inline or self.outer is not None
         self._waits_before: Counter[str] = Counter()
         self._pool_waits: Mapping[str, float] = {}
+        self.limit_figures: Callable[[], dict[str, str]] = dict  # the server's limits in words, by what waits for them
         # Filled by the scheduler, emptied by the waiting thread.
         self._settled: deque[ChatResult] = deque()
-        self._tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._tasks: SimpleQueue[functools.partial[None]] = SimpleQueue()
         self._event: SimpleQueue[None] = SimpleQueue()
         self._wanted = math.inf
 
@@ -150,14 +152,17 @@ class Job:
         # the two sees the other. An event too many only ends a wait early.
         self._wanted = wanted
         if self.bug is None and len(self._settled) < wanted:
-            with contextlib.suppress(Empty):
-                self._event.get(timeout=min(timeout, threading.TIMEOUT_MAX))
+            self._wait(min(timeout, threading.TIMEOUT_MAX))
         self._wanted = math.inf
         while not self._tasks.empty():
             self._tasks.get()()
         if self.bug is not None:
             raise self.bug
         return self.take_settled()
+
+    def _wait(self, timeout: float) -> None:
+        with contextlib.suppress(Empty):
+            self._event.get(timeout=timeout)
 
     def take_settled(self) -> list[ChatResult]:
         """Return the results that nobody gathered yet, and put them into ``results``."""
@@ -187,9 +192,10 @@ class Job:
 
     # For the scheduler.
 
-    def scheduled(self, waits: Counter[str]) -> None:
+    def scheduled(self, waits: Counter[str], limit_figures: Callable[[], dict[str, str]] = dict) -> None:
         """Note that the scheduler knows this job; ``waits``: its account of what held calls back."""
         self._pool_waits, self._waits_before = waits, Counter(waits)
+        self.limit_figures = limit_figures
 
     def may_begin(self) -> bool:
         """Return whether its next call may begin."""
@@ -214,10 +220,18 @@ class Job:
         """Wake the waiting thread."""
         self._event.put(None)
 
-    def hand_over(self, task: Callable[[], None]) -> None:
-        """Have the waiting thread run a task."""
+    def hand_over(self, task: functools.partial[None]) -> None:
+        """Have the waiting thread run a task; its argument is the call."""
         self._tasks.put(task)
         self.wake()
+
+    def take_handed_over(self) -> set[Any]:
+        """Return the calls of the tasks that the waiting thread left behind."""
+        calls: set[Any] = set()
+        with contextlib.suppress(Empty):
+            while True:
+                calls.update(self._tasks.get_nowait().args)
+        return calls
 
     @property
     def parses_itself(self) -> bool:
@@ -247,6 +261,10 @@ class InlineJob(Job):
     def is_away(self) -> bool:
         """Whether on_retry is being called, which may wait for the slot that the next attempt would occupy."""
         return bool(self._retries)
+
+    def _wait(self, timeout: float) -> None:
+        # A signal handler that comes now must not wait for the slot that this thread is about to get.
+        send_for(self.backend, functools.partial(super()._wait, timeout))
 
     def run(self, prompt: Any, on_retry: Callable[[Retry], Any] | None) -> ChatResult:
         """Wait for the only result; ``on_retry`` is called in this thread."""
@@ -284,7 +302,7 @@ class FutureJob(Job):
     def fail(self, bug: BaseException) -> None:
         self._finish(lambda: self.future.set_exception(bug))
 
-    def hand_over(self, task: Callable[[], None]) -> None:
+    def hand_over(self, task: functools.partial[None]) -> None:
         task()  # no thread is to be had, and who waits for a Future runs nothing: better here than never
 
     def _finish(self, set_outcome: Callable[[], None]) -> None:

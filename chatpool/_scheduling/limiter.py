@@ -64,6 +64,7 @@ class Limiter:
         self._strays: deque[int] = deque(maxlen=2)  # numbers of requests at the ends of rows that proved nothing
         self._clean = 0  # requests accepted in a row
         self._not_before = self._cut_at = -math.inf
+        self._measured = 0.0  # the latest rate: what the summary shows
         self._is_proven = False  # so many were refused in a row that there is a limit
         self._trusts_delays = True  # a single refusal that asks for a delay means everybody
 
@@ -204,9 +205,14 @@ class Limiter:
         if self.breaker.is_open:
             self._note_while_open(now, call, request.number, asked)
             return False
-        if self.window.refused(call, self._wire.in_flight) or is_announced:
+        if self.window.refused(call, self._wire.in_flight):
+            self._explain_by_window()
+            return False
+        if is_announced:
             return False
         if request.is_apart or self._is_apart(call):
+            if self._row is not None:
+                self._row.skip()
             return True
         self._settle(now)
         self._compare(now, call, request)
@@ -219,6 +225,11 @@ class Limiter:
             return False
         self._wait_for_more(now, call, row)
         return was_passed or self._comparison.is_trial
+
+    def _explain_by_window(self) -> None:
+        """Drop a pace that was guessed from refusals that the window explains. One at once may be a pace, too."""
+        if self.pace.known is None and self.window.limit is not None and self.window.limit > 1:
+            self.pace.drop()
 
     @property
     def _is_free(self) -> bool:
@@ -288,6 +299,7 @@ class Limiter:
     def _cut(self, now: float, size: float) -> None:
         """Pace by what was measured from one refusal to the next, or halve the pace if that is far lower."""
         rate, is_known = self._meter.rate(self._sizes.unit, size), self._meter.is_enough(self._sizes.unit, size)
+        self._measured = rate
         if self.pace.rate is not None and rate < self.pace.rate:
             most = self._meter.rate_without_pauses(self._sizes.unit, size) if is_known else 0.0
             rate = max(min(self.pace.rate, max(TOLERANCE * rate, most)), DEEPEST * self.pace.rate)
@@ -344,14 +356,22 @@ class Limiter:
     # For the summary.
 
     def figures(self) -> dict[str, str]:
-        """Return the limits that are kept now, in words, by what they hold back."""
+        """Return the limits that are known, in words, by the waits that they cause.
+
+        Each of them also causes cool-downs, and waits for the others that were guessed first.
+        """
         found: dict[str, str] = {}
-        if self.window.limit is not None and self.window.is_confirmed:
+        if self.window.is_confirmed:
             found[WINDOW] = f"the server takes {self.window.limit} at once"
-        if self.pace.rate is not None and self.pace.known is not None:
+        if self.pace.known is not None:
             unit = "tokens" if self._sizes.unit == TOKENS else "requests"
-            found[PACE] = f"the server takes {_round(self.pace.known)} {unit} a second"
-        return found
+            found[PACE] = f"rate limit of {_round(self._measured)} {unit} a second"
+        if (figure := self._rounds.figure) is not None:
+            found[COOL_DOWN] = f"rate limit of {figure}"
+        if (announced := self._announced.figure) is not None:
+            found[ANNOUNCED] = f"rate limit of {announced} (announced)"
+        known = next((found[cause] for cause in (COOL_DOWN, PACE, WINDOW) if cause in found), None)
+        return found if known is None else {**dict.fromkeys((COOL_DOWN, PACE, WINDOW), known), **found}
 
 
 def _round(number: float) -> str:

@@ -86,12 +86,15 @@ class Limits:
         """Whether the next call of a model should be one that was not refused yet, if there is one."""
         return model in self._limiters and self._limiters[model].prefers_new
 
-    def refusal(self, call: Call) -> NotSentError | None:
-        """Return the error of a call that is larger than the whole budget."""
-        if not self._tokens_per_minute or call.tokens <= self._tokens_per_minute:
+    def refusal(self, text: int) -> NotSentError | None:
+        """Return the error of a prompt whose text alone has more tokens than the whole budget.
+
+        Pictures, other media and the answer are a rough guess: a call that needs more with them waits for a full one.
+        """
+        if not self._tokens_per_minute or text <= self._tokens_per_minute:
             return None
         return NotSentError(
-            f"this prompt needs about {call.tokens:,} tokens, "
+            f"this prompt needs about {text:,} tokens, "
             f"more than tokens_per_minute={self._tokens_per_minute:,.0f} allows in a whole minute",
             code="over_budget",
         )
@@ -118,9 +121,9 @@ class Limits:
         return self._outage.cause if self._outage.is_on else self._refusal
 
     def figures(self) -> dict[str, str]:
-        """Return the limits of the server that are kept now, in words, by what they hold back."""
+        """Return the limits of the server that are known, in words, by the waits they cause. Any thread may ask."""
         found: dict[str, str] = {}
-        for limiter in self._limiters.values():
+        for limiter in list(self._limiters.values()):
             found.update(limiter.figures())
         return found
 

@@ -25,7 +25,7 @@ from .progress import Progress
 from .reasons import interrupted, nobody_waits, pool_closed
 
 if TYPE_CHECKING:
-    from chatpool._files.journal import JournalView
+    from chatpool._files.journal_view import JournalView
 
 _READ_AHEAD = 4  # prompts that imap reads ahead of its consumer, for each slot
 _TICK = 0.1  # seconds between two looks at the bar
@@ -42,12 +42,19 @@ class Callbacks(NamedTuple):
         return any(self)
 
 
-class Mapper:
-    """Sends the prompts of one map, all at once or bit by bit, and returns their results.
+class JournalUse(NamedTuple):
+    """How a run uses its journal.
 
-    ``repeats``: for the journal, see ``JournalView``. ``retries_failed``: whether what failed in the journal is sent
-    again.
+    ``retries_failed`` and ``repeats``: see ``JournalView``. ``by_name``: see ``Journal``.
     """
+
+    retries_failed: bool = True
+    repeats: frozenset[int] | None = None
+    by_name: bool = False
+
+
+class Mapper:
+    """Sends the prompts of one map, all at once or bit by bit, and returns their results."""
 
     def __init__(
         self,
@@ -55,14 +62,13 @@ class Mapper:
         *,
         progress: bool | None,
         journal: PathLike | None = None,
-        retries_failed: bool = True,
-        repeats: frozenset[int] | None = None,
+        journal_use: JournalUse | None = None,
         callbacks: Callbacks | None = None,
         dedupe: bool = False,
     ) -> None:
         self._job, self._builder = job, job.builder
         self._progress, self._journal = progress, journal
-        self._retries_failed, self._repeats = retries_failed, repeats
+        self._journal_use = journal_use or JournalUse()
         self._callbacks, self._dedupe = callbacks or Callbacks(), dedupe
         self._retries: deque[Retry] = deque()  # to be reported to on_retry
         if self._callbacks.on_retry is not None:
@@ -138,8 +144,9 @@ class Mapper:
 
     @property
     def limited_by(self) -> str:
-        """The bottleneck: what held calls back for the longest time."""
-        return name_bottleneck(self.waits, self._job.backend.slots, self.wall)
+        """The bottleneck: what held calls back for the longest time, with its figure if that is known."""
+        cause = name_bottleneck(self.waits, self._job.backend.slots, self.wall)
+        return self._job.limit_figures().get(cause, cause)
 
     @property
     def wall(self) -> float:
@@ -158,12 +165,13 @@ class Mapper:
             yield None
             return
         with forks_wait():
-            from chatpool._files.journal import Journal, JournalView  # noqa: PLC0415 - few maps have one
+            from chatpool._files.journal import Journal  # noqa: PLC0415 - few maps have one
+            from chatpool._files.journal_view import JournalView  # noqa: PLC0415 - likewise
 
-        job = self._job
-        with Journal(self._journal, deadline=job.deadline) as journal:
+        job, use = self._job, self._journal_use
+        with Journal(self._journal, deadline=job.deadline, by_body=self._dedupe, by_name=use.by_name) as journal:
             view = JournalView(
-                journal, self._digest, job.parse, retries_failed=self._retries_failed, repeats=self._repeats,
+                journal, self._digest, job.parse, retries_failed=use.retries_failed, repeats=use.repeats,
                 waits=lambda: job.waits,
             )  # fmt: skip
             job.record = view.record

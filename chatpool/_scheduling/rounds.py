@@ -14,6 +14,7 @@ class Rounds:
     """Knows whether the limit comes back in rounds, and when the next one begins."""
 
     def __init__(self) -> None:
+        self.figure: str | None = None  # the limit in words: requests in so many seconds, once two rounds were seen
         self._are_on = False
         self._are_costly = False  # full speed was refused more often than it is worth
         self._began: tuple[float, float] | None = None  # between these moments the latest round began
@@ -34,6 +35,7 @@ class Rounds:
         if self._are_on and accepted < WORTH * refused:
             self._are_costly = True
         if self._began is not None:
+            self.figure = f"{accepted:.0f} requests in {now - self._began[1]:.2g} s"
             self._period = max(self._period, failed_at - self._began[1])
         self._are_on = not self._are_costly and (self._are_on or now - since >= LONG)
         if self._are_on:

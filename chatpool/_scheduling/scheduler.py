@@ -105,6 +105,8 @@ class Scheduler(Actor):
         if job.is_inline:  # its thread has left, perhaps in the middle of a request
             for call in self._in_flight & state.calls:
                 self._leave_wire(call)
+        for call in job.take_handed_over() & self._in_flight:
+            self._leave_wire(call)
         self.cancel(job, nobody_waits)
         if self._jobs.pop(job, None) is not None:
             state.queues.clear()  # a queue knows its state, and this circle would keep the pool alive
@@ -173,7 +175,7 @@ class Scheduler(Actor):
 
     def _add_job(self, job: Job) -> JobState:
         state = self._jobs[job] = JobState(job, self._size)
-        job.scheduled(self._bottleneck.waits)
+        job.scheduled(self._bottleneck.waits, self._limits.figures)
         self._deadlines.add(job)
         if job.outer is not None:
             job.outer.backend.adopt(job.outer, job)

@@ -12,7 +12,7 @@ from chatpool._protocol.announced_limits import announced_limits
 from chatpool._protocol.judgement import is_outage_sign, is_refusal, is_transient
 from chatpool._protocol.prices import cost_of
 from chatpool._protocol.replies import Reply, check_answer, read_completion, read_document
-from chatpool._protocol.requests import BYTES_A_TOKEN, CHAT_PATH, encode, estimate_tokens
+from chatpool._protocol.requests import BYTES_A_TOKEN, CHAT_PATH, encode, estimate
 from chatpool._protocol.results import REJECTIONS, ChatResult, Retry, Usage
 from chatpool._protocol.schemas import (
     JSON_SCHEMA,
@@ -56,15 +56,16 @@ class Sender:
         self._streams = Streams(settings.idle_timeout)
 
     def prepare(self, call: Call) -> CallError | None:
-        """Estimate the tokens of a call; return an error if it needs more than the whole budget of them."""
+        """Estimate the tokens of a call; return an error if its text needs more than the whole budget of them."""
         if call.tokens:
             return None
         if not self._settings.tokens_per_minute:
             call.tokens = rough_tokens(call.request.prompt)
             return None
         builder = call.job.builder
-        call.tokens = estimate_tokens(builder.payload(call.request), builder.body(call.request.prompt))
-        return self._limits.refusal(call)
+        needed = estimate(builder.payload(call.request), builder.body(call.request.prompt))
+        call.tokens = needed.total
+        return self._limits.refusal(needed.text)
 
     def must_save(self, call: Call) -> bool:
         """Whether the run's cost_budget allows a request only once others in flight are done."""

@@ -8,7 +8,7 @@ from .meter import REQUESTS, TOKENS, Meter
 
 LARGE = 2.0  # times the mean tokens of what is accepted: a refusal may be for its tokens
 TOO_LARGE = 1.5  # times the largest that was ever accepted: a refusal says nothing of the others
-FUTILE = 3  # prompts that are too large were refused, and none accepted: the pace need not save up for another one
+FUTILE = 2  # prompts that are too large were refused, and none accepted: the pace need not save up for another one
 FOR_LARGE, FOR_OTHERS, MOST = 2, -1, 4  # a refusal of a large request weighs twice as much; four in all
 
 
@@ -40,7 +40,7 @@ class Sizes:
         return bool(0 < TOO_LARGE * self.largest < call.tokens)
 
     def is_futile(self, call: Any) -> bool:
-        """Whether a request is too large, and several so large were refused, but none was accepted."""
+        """Whether a request is too large, and others so large were refused, but none was accepted."""
         return len(self._too_large) >= FUTILE and self.is_too_large(call)
 
     def accepted(self, call: Any) -> None:

@@ -25,6 +25,7 @@ class Window:
         self.limit: int | None = None
         self.is_confirmed = False
         self.probe: Any = None  # the request in flight beyond the window
+        self._beside = 0  # requests in flight when it was sent, but for those that were refused, too
         self._answers = self._refusals = 0
         self._confirmed, self._step = 0, 1
 
@@ -43,7 +44,7 @@ class Window:
     def sent(self, call: Any, in_flight: int) -> None:
         """Note that a request is sent while so many others are in flight."""
         if self.limit is not None and in_flight >= self.limit:
-            self.probe = call
+            self.probe, self._beside = call, in_flight
 
     def accepted(self, call: Any) -> None:
         """Note that the server accepted a request."""
@@ -68,8 +69,9 @@ class Window:
         if self.limit is None:
             return False
         if self.probe is call:
-            self._confirm(in_flight)
+            self._confirm(max(in_flight, self._beside))
             return True
+        self._beside -= 1
         if not self.is_confirmed:
             return False
         self._refusals += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Callable
@@ -15,6 +16,7 @@ from .call import Call
 # worker starts when another begins to wait for the network, and then the replies come one by one, too.
 _MOST_STARTING = 4
 _LARGE = 64  # workers, from which on a pool is large
+_PAUSE = 1.0  # seconds between two attempts to start a worker, if there are no more threads
 
 
 class Workers:
@@ -28,11 +30,12 @@ class Workers:
         for _ in range(size if size < _LARGE else _MOST_STARTING):
             self._permits.put(None)
         self._count = 0
+        self._next_start = 0.0  # when a worker may be started again
 
     def send(self, call: Call, in_flight: int) -> bool:
         """Have a worker perform a call; ``in_flight``: how many calls there are with this one. Return False if there is
         no worker, and none can be started."""
-        if in_flight > self._count:
+        if in_flight > self._count and time.monotonic() >= self._next_start:
             self._start_worker()
         if not self._count:
             return False
@@ -56,7 +59,8 @@ class Workers:
             work = threading.Thread(target=self._work, args=[self._calls], name="chatpool-worker", daemon=True)
             try:
                 work.start()
-            except RuntimeError:  # the workers that exist go on
+            except RuntimeError:  # the workers that exist go on; each failed start leaves a task in the queue
+                self._next_start = time.monotonic() + _PAUSE
                 return
         self._count += 1
 

@@ -1,6 +1,6 @@
-"""One page."""
+"""Two pages."""
 
 from django.urls import path
-from questions.views import ask
+from questions.views import ask, stream
 
-urlpatterns = [path("", ask)]
+urlpatterns = [path("", ask), path("stream", stream)]

@@ -15,8 +15,9 @@ import pytest
 
 from chatpool import ChatPool
 from chatpool._cli.main import main
-from chatpool.testing import FakeChatServer, Reply
+from chatpool.testing import End, FakeChatServer, Reply
 from tests.conftest import wait_until
+from tests.streaming import HELLO, stream
 
 
 def batch(name, content, **more):
@@ -223,6 +224,17 @@ def test_options_reach_the_request(shell):
         "stop": ["x"],
         "messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "a"}],
     }
+
+
+def test_idle_timeout_streams_inside(shell):
+    """An answer that falls silent is asked for again; the output is the same as ever."""
+    shell.write("in.txt", "a")
+    shell.server.script("a", stream(*HELLO[:3], end=End.STALL), stream(*HELLO))
+    assert shell.run("in.txt", "--text", "--idle-timeout", "0.3", "--max-wait", "0.1") == 0
+    assert shell.out == "Hello\n"
+    assert "first token: median" in shell.err
+    assert shell.run("in.txt", "--text", "--idle-timeout", "0") == 2
+    assert "--idle-timeout must be a number of seconds, more than 0" in shell.err
 
 
 def test_batch_bodies_are_sent_as_they_are(shell):

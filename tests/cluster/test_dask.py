@@ -437,4 +437,4 @@ def test_without_dask_it_says_what_to_install():
     """The import names the extra; the rest of the package does without."""
     code = "import sys; sys.modules['distributed'] = None\nimport chatpool\nimport chatpool.distributed"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "install chatpool with its extra 'dask'" in done.stderr.splitlines()[-1]
+    assert "chatpool.distributed needs Dask; pip install distributed" in done.stderr.splitlines()[-1]

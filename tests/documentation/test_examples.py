@@ -94,7 +94,9 @@ def test_example(server, path, tmp_path, monkeypatch, capsys):
     pytest.importorskip(NEEDS.get(path.stem, "chatpool"))
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("one\n\ntwo\n")
+    (tmp_path / "reviews.csv").write_text("id,review\n7,nice\n8,awful\n")
     arguments = {
+        "classify_csv": [str(tmp_path / "reviews.csv"), str(tmp_path / "classified.csv")],
         "file_of_prompts": [str(prompts), str(tmp_path / "answers.jsonl")],
         "local_server": [server.url, "tiny"],
     }
@@ -105,11 +107,14 @@ def test_example(server, path, tmp_path, monkeypatch, capsys):
     if path.stem == "file_of_prompts":
         assert sorted(printed.split()) == ["0", "1", "one", "two"]
         assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 2
+    if path.stem == "classify_csv":
+        assert re.match(r"id,review,mood\n7,nice,\w+\n8,awful,\w+\n$", (tmp_path / "classified.csv").read_text())
     expected = {
+        "classify_csv": "2 prompts: 2 answered, 0 failed",
         "plain_script": "50 answered, 0 failed",
         "structured_answers": "City(name='Lima'",
         "local_server": "Say hello.",
-        "pandas_column": "Name a river in Laos.",
+        "pandas_column": "Name a mountain in Laos.",
         "pydantic_answers": "name='Lima' population=10000000",
     }
     assert expected.get(path.stem, "") in printed

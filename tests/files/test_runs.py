@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -10,10 +12,10 @@ import pytest
 from chatpool import ChatPool, Usage
 from chatpool._cli.main import main
 from chatpool._files.batch_format import parse_head
-from chatpool._files.compaction import compact
 from chatpool._files.history import read_history
 from chatpool._files.journal import Journal
 from chatpool.testing import FakeChatServer, Reply
+from tests.conftest import wait_until
 
 END = {"run": 1.5, "ended": 2.5, "how": "finished", "attempts": 0}
 
@@ -103,8 +105,8 @@ def test_summary_journal_and_server_count_the_same_tokens(meter, metered_pool, t
     assert spent(path) == (meter.requests, meter.usage)
     assert read_history(path).spent.cost == pytest.approx(dollars(meter.usage))
 
-    compact(str(path))
-    assert spent(path) == (meter.requests, meter.usage)
+    names = [json.loads(line)["custom_id"] for line in path.read_bytes().splitlines()]
+    assert len(set(names)) == len(names)  # the lines of failures were replaced
 
 
 def test_a_resumed_result_equals_the_first(metered_pool, tmp_path):
@@ -166,6 +168,38 @@ def test_an_interrupted_and_a_dropped_run_say_so(server, pool, tmp_path):
     with ChatPool(1, base_url=server.url, on_result=interrupt) as other, pytest.raises(KeyboardInterrupt):
         other.map(["c"], journal=path)
     assert [run.how for run in read_history(path).runs] == ["GeneratorExit", "interrupted"]
+
+
+def test_requests_in_flight_at_ctrl_c_are_counted(server, tmp_path):
+    """The server has them, and may charge for them."""
+    path = tmp_path / "j.jsonl"
+    for prompt in "abc":
+        server.script(prompt, Reply(fault="stall"))
+
+    def interrupt(result):
+        assert wait_until(lambda: len(server.requests) == 4)
+        raise KeyboardInterrupt
+
+    with ChatPool(4, base_url=server.url, on_result=interrupt) as pool, pytest.raises(KeyboardInterrupt):
+        pool.map(["fast", "a", "b", "c"], journal=path)
+    spent = read_history(path).spent
+    assert (spent.attempts, spent.unanswered) == (4, 3)
+
+
+def test_a_killed_run_has_no_end(server, tmp_path):
+    """Its lines count, and the next run is another one."""
+    path = tmp_path / "j.jsonl"
+    server.script("b", Reply(fault="stall"), Reply("late"))
+    code = f"import chatpool; chatpool.ChatPool(2, base_url={server.url!r}).map(['a', 'b'], journal={str(path)!r})"
+    process = subprocess.Popen([sys.executable, "-c", code])
+    assert wait_until(lambda: path.exists() and path.read_bytes().endswith(b"\n") and len(server.requests) == 2, 30)
+    process.kill()
+    process.wait()
+    with ChatPool(2, base_url=server.url) as pool:
+        assert pool.map(["a", "b"], journal=path) == ["a", "late"]
+    history = read_history(path)
+    assert [run.how for run in history.runs] == [None, "finished"]
+    assert history.spent.attempts == 2  # nobody knows of the request that was in flight at the kill
 
 
 @pytest.mark.parametrize(

@@ -185,8 +185,8 @@ def test_answered(server, pool, name):
 @pytest.mark.parametrize("name", FAILED)
 def test_failed(server, name):
     """None, with this cause, for so many requests; the pool is well before and after."""
-    patience = 20 if "MB" in name else 0.3  # what takes work is not measured by the clock
-    with ChatPool(1, base_url=server.url, max_tries=2, max_wait=0.01, timeout=(1, patience)) as pool:
+    patience = 20 if "MB" in name else 0.3  # a reply that takes work is not measured by the clock
+    with ChatPool(1, base_url=server.url, max_tries=2, max_wait=0.1, timeout=(1, patience)) as pool:
         check_failure(server, pool, name)
 
 

@@ -288,3 +288,18 @@ def test_secret_in_the_query_is_redacted(server):
         (failure,) = pool.map(["a"]).failures
     assert KEY not in f"{failure.error} {failure.error.body}"
     assert "no route" in str(failure.error)
+
+
+@pytest.mark.parametrize(
+    ("key", "shown"),
+    [
+        ("ollama", "ollama pull; ollama_pull"),  # a word that local servers take for a key
+        ("password1", "[redacted] pull; password1_pull"),
+        ("sk-0123456789abcdef", "[redacted] pull; [redacted]_pull"),
+    ],
+)
+def test_only_what_looks_like_a_secret_is_redacted(server, key, shown):
+    """Eight characters or more; below sixteen, a whole word."""
+    server.script("a", Reply(status=404, body={"error": {"message": f"{key} pull; {key}_pull"}}))
+    with ChatPool(1, base_url=server.url, api_key=key) as pool:
+        assert f"404: {shown}" in str(pool.map(["a"]).failures[0].error)

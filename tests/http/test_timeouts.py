@@ -219,6 +219,45 @@ def test_threads_that_cannot_be_started(server, monkeypatch):
             assert pool.map([str(n) for n in range(30)]) == [str(n) for n in range(30)]
 
 
+def test_caller_that_sends_and_leaves_its_map_leaves_every_slot_free(server, monkeypatch):
+    """As no worker can be started, calls in flight wait for the thread that a hook's exception takes out of its map."""
+    start = threading.Thread.start
+
+    def refuse(thread):
+        if "worker" in thread.name:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def fail(retry):
+        assert wait_until(lambda: any(call.attempts == 2 for call in list(pool._engine()._scheduler._in_flight)))
+        raise LookupError
+
+    server.script("a", Reply(status=500), Reply("well"))
+    with ChatPool(4, base_url=server.url, on_retry=fail) as pool:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(LookupError):
+                pool.map(["a"])
+        assert wait_until(lambda: not pool._engine()._scheduler._in_flight)
+
+
+def test_calls_leave_nothing_behind_where_threads_are_few(server, monkeypatch):
+    """Not every call starts one more, which would leave a task in the executor's queue."""
+    start, left = threading.Thread.start, [2]
+
+    def refuse(thread):
+        if "worker" in thread.name:
+            left[0] -= 1
+            if left[0] < 0:
+                raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with ChatPool(8, base_url=server.url) as pool:
+        pool.map(["a"] * 400)
+        assert pool._engine()._scheduler._workers._executor._work_queue.qsize() < 20
+
+
 @pytest.mark.parametrize("name", ["worker", "callback"])
 def test_without_threads_nothing_waits_for_ever(server, monkeypatch, name):
     """The caller sends, within the time limits; what a Future waits for is done by the scheduler."""

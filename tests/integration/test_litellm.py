@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from enum import Enum
+
 import pytest
 
 from chatpool import AuthenticationError, BadRequestError, ChatPool, InternalServerError, NotSentError
+from chatpool.testing import Reply
 
 from .servers import require
 
@@ -33,6 +36,32 @@ def test_every_prompt_has_its_own_answer(make_pool):
         answers = pool.map(PROMPTS)
     assert answers == PROMPTS
     assert {result.attempts for result in answers.results} == {1}
+
+
+class Mood(Enum):
+    GOOD = "good"
+    BAD = "bad"
+
+
+def test_answers_are_values_of_a_type(make_pool, behind):
+    """The gateway passes the schema on, and a bad answer that is shown to the model with the error."""
+    behind.script("How?", Reply("so so"), Reply('{"value": "good"}'))
+    with make_pool() as pool:
+        assert pool.map(["How?"], response_format=Mood) == [Mood.GOOD]
+    first, second = [request for request in behind.requests if request.prompt == "How?"]
+    assert first.body["response_format"]["json_schema"]["schema"]["properties"]["value"]["enum"] == ["good", "bad"]
+    assert "so so" in str(second.body["messages"])
+
+
+def test_a_server_behind_it_that_knows_only_json_object(make_pool, behind):
+    """Its 400 reaches us with the gateway's words around it."""
+    unknown = Reply(status=400, body={"error": {"message": "'json_schema' is not supported, use 'json_object'"}})
+    behind.script("How is it?", unknown, Reply('{"value": "bad"}'))
+    with make_pool() as pool:
+        assert pool.map(["How is it?"], response_format=Mood) == [Mood.BAD]
+    _, second = [request for request in behind.requests if request.prompt == "How is it?"]
+    assert second.body["response_format"] == {"type": "json_object"}
+    assert "JSON schema" in second.body["messages"][0]["content"]
 
 
 def test_wrong_key_ends_the_map(make_pool):

@@ -12,6 +12,7 @@ import pytest
 
 from chatpool import (
     Answers,
+    APIConnectionError,
     APITimeoutError,
     AuthenticationError,
     ChatResult,
@@ -88,6 +89,13 @@ def test_summary_counts_requests_that_may_be_charged_without_an_answer():
     )
 
 
+def test_summary_says_for_how_many_prompts_the_cost_is_unknown():
+    """Their model has no price."""
+    summary = Answers([replace(good(0), cost=0.5), good(1), good(2)]).summary()
+    assert "cost: $0.5000, unknown for 2 prompts" in summary
+    assert "unknown" not in Answers([replace(good(0), cost=0.5)]).summary()
+
+
 def test_summary_of_nothing():
     assert "0 prompts: 0 answered, 0 failed" in Answers([]).summary()
     assert "no new answer" in Answers([]).summary()
@@ -118,7 +126,7 @@ def test_summary_fits_five_lines_of_80_columns(kinds, resumed):
 def test_summary_counts_the_failures_that_it_does_not_show():
     failures = [bad(index, kind("message", status_code=index)) for index, kind in enumerate(KINDS)]
     lines = Answers(failures).summary().splitlines()
-    assert lines[-1] == "  3 × other errors, see answers.failures"
+    assert lines[-1] == "  2 × other errors, see answers.failures"
     assert "(1 not sent)" in lines[0]  # because of one of the others
 
 
@@ -130,6 +138,41 @@ def test_summary_shows_the_message_that_stopped_a_run():
     summary = Answers([wrong, *(bad(index, NotSentError("not sent")) for index in range(1, 9))]).summary()
     assert "9 failed (8 not sent)" in summary
     assert "Incorrect API key" in " ".join(summary.split())
+
+
+def test_summary_shows_the_address_of_a_server_that_does_not_listen():
+    """It is at the end of a long message; lines that say nothing make room."""
+    message = "nothing listens at that address: ConnectionRefusedError: [Errno 111] Connection refused (http://127.0.0.1:9/v1)"
+    assert (
+        "http://127.0.0.1:9/v1" in Answers([bad(0, APIConnectionError(message, code="connection_refused"))]).summary()
+    )
+
+
+def test_summary_of_a_retry_counts_the_requests_of_both_maps(server, make_pool):
+    """Attempts, tokens and retries; prompts are counted once."""
+    usage = {"prompt_tokens": 4, "completion_tokens": 1, "total_tokens": 5}
+    server.script("a", *[Reply("bad", usage=usage)] * 3, Reply("good", usage=usage))
+    pool = make_pool(max_tries=3)
+
+    def check(text):
+        if text == "bad":
+            raise ValueError(text)
+
+    first = pool.map(["a", "b"], parse=check)
+    again = pool.retry(first)
+    assert len(server.requests) == 5
+    assert "2 prompts: 2 answered, 0 failed" in again.summary()
+    assert "requests: 5, 3 retries; tokens: 17 in, 5 out, 22 total" in again.summary()
+    assert [result.attempts for result in again.replaced] == [3]
+    assert again.results[0].attempts == 1
+
+
+def test_retry_keeps_what_was_resumed_apart(server, pool, tmp_path):
+    server.script("b", Reply(status=400), Reply("good"))
+    pool.map(["a"], journal=tmp_path / "j.jsonl")
+    again = pool.retry(pool.map(["a", "b"], journal=tmp_path / "j.jsonl"))
+    assert again.resumed == {0}
+    assert "2 answered (1 resumed)" in again.summary()
 
 
 def test_summary_escapes_control_characters():

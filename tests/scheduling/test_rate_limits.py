@@ -6,6 +6,7 @@ What is compared with an ideal here lasts for seconds of waiting, not of work, s
 from __future__ import annotations
 
 import random
+import re
 import time
 
 import pytest
@@ -17,7 +18,7 @@ from chatpool import (
     NotSentError,
     RateLimitError,
 )
-from chatpool.testing import FakeChatServer, RateLimit, Reply
+from chatpool.testing import FakeChatServer, InFlight, RateLimit, Reply
 
 
 def seconds(work):
@@ -37,7 +38,18 @@ def test_rate_limit_is_found_and_kept():
         assert answers == ["a"] * 300
         assert took < 1.5 * (290 / 20 + 0.2)
         assert server.refusals <= 0.25 * 300
-        assert "rate limit" in answers.limited_by
+        figure = re.search(r"rate limit of (\d+) requests a second", answers.summary())
+        assert figure is not None
+        assert 15 <= int(figure[1]) <= 25
+
+
+def test_summary_names_the_number_of_calls_that_the_server_takes_at_once():
+    """Also if it says so with a 503, as overloaded servers do. It costs no prompt."""
+    limit = InFlight(4, status=503)
+    with FakeChatServer(latency=0.1, rate_limit=limit) as server, ChatPool(20, base_url=server.url) as pool:
+        answers = pool.map(["a"] * 100)
+    assert answers.failures == []
+    assert "bottleneck: the server takes 4 at once" in answers.summary()
 
 
 def test_one_refusal_does_not_slow_the_rest_for_long():
@@ -200,6 +212,15 @@ def test_prompt_larger_than_the_budget_fails_with_a_clear_error(pool, make_pool)
     answers = make_pool(tokens_per_minute=100).map(["short", "x" * 4000])
     assert answers[0] == "short"
     assert "more than tokens_per_minute=100 allows" in str(answers.failures[0].error)
+
+
+def test_picture_waits_for_a_full_budget_of_tokens(make_pool):
+    """What a picture costs is a guess, so it is no reason to refuse the prompt. Neither is a long answer."""
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 10_000}}
+    prompt = [{"role": "user", "content": [picture, {"type": "text", "text": "What is this?"}]}]
+    pool = make_pool(tokens_per_minute=100)
+    assert pool.map([prompt], deadline=20).failures == []
+    assert make_pool(tokens_per_minute=100).map(["a"], params={"max_tokens": 5000}, deadline=20).failures == []
 
 
 def test_quota_stops_what_is_left_of_the_map():

@@ -369,6 +369,24 @@ def test_a_hook_that_uses_the_pool_it_is_called_by_is_refused(server, make_pool,
         assert pool.map(["b"] * 3, deadline=5) == ["b"] * 3
 
 
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer's signal")
+def test_a_signal_handler_that_uses_the_pool_while_ask_waits_is_refused(server, make_pool):
+    """In the same sentence: ask would get the slot that the handler waits for."""
+    server.script("hangs", Reply(fault="stall"))
+    pool = make_pool(1)
+    pool.submit("hangs", deadline=2)
+    assert wait_until(lambda: server.count("hangs") == 1)
+    before = signal.signal(signal.SIGALRM, lambda *args: pool.ask("b"))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(RuntimeError, match="use another pool"):
+            pool.ask("a", deadline=10)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert pool.map(["c"], deadline=10) == ["c"]
+
+
 def test_a_hook_may_use_another_pool(server, make_pool):
     """In the middle of a request: a token service that is itself asked through a pool, for example."""
     import requests

@@ -19,6 +19,6 @@ def test_each_snippet_is_part_of_an_example(snippet):
     assert any(snippet in source for source in SOURCES)
 
 
-def test_there_are_three():
-    """Flask, Django and Celery."""
-    assert len(SNIPPETS) == 3
+def test_there_are_five():
+    """Flask, Django and Celery, and a stream in Flask and in Django."""
+    assert len(SNIPPETS) == 5

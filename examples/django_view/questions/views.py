@@ -1,8 +1,11 @@
-"""A view that sends the questions without a stored answer, and shows the answers that arrive in time."""
+"""Two views: one sends the questions without a stored answer, and shows the answers that arrive in time; the other
+shows one answer while it is written.
+"""
 
+from django.http import StreamingHttpResponse
 from django.shortcuts import render
 
-from chatpool import ChatPool
+from chatpool import CallError, ChatPool
 
 from .models import Answer
 
@@ -24,3 +27,17 @@ def ask(request):
     pairs = [(question, known.get(question)) for question in questions]
     answered = sum(answer is not None for _, answer in pairs)
     return render(request, "answers.html", {"pairs": pairs, "answered": answered, "missing": answered < len(pairs)})
+
+
+def stream(request):
+    pieces = pool.stream(request.GET["q"], deadline=60)
+    plain = "text/plain; charset=utf-8"
+    return StreamingHttpResponse(with_error(pieces), content_type=plain)
+
+
+def with_error(pieces):
+    """Yield the pieces, and a sentence at an error."""
+    try:
+        yield from pieces
+    except CallError as error:
+        yield f" [The answer ends here: {error}]"
