@@ -234,6 +234,7 @@ def _add_fake_server(commands: Any) -> None:
     add = parser.add_argument
     add("--port", type=int, default=0, help="default: a free one")
     add("--latency", metavar="SECONDS", type=float, default=0.0, help="mean delay before each answer")
+    add("--tokens-per-second", metavar="N", type=float, help="pace of streamed answers (default: at once)")
     add("--error-rate", metavar="SHARE", type=float, default=0.0, help="share of requests that fail with 500, 0 to 1")
     add("--rpm", metavar="N", type=float, help="rate limit in requests a minute; the others get a 429")
     add("--key", help="API key; requests with any other key get a 401")
@@ -299,7 +300,7 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _fake_server(args: argparse.Namespace) -> int:
-    from chatpool.testing import FakeChatServer, RateLimit, chaos  # noqa: PLC0415 - likewise
+    from chatpool.testing import FakeChatServer, RateLimit, Stream, chaos  # noqa: PLC0415 - likewise
 
     _check_fake_server(args)
     limit = None
@@ -314,6 +315,7 @@ def _fake_server(args: argparse.Namespace) -> int:
             key=args.key,
             reply=_reply_of_fake_server(chaos(args.error_rate, seed=args.seed)),
             most_recorded=1,
+            stream=Stream(tokens_per_second=args.tokens_per_second),
         )
     except OSError as error:
         raise ConfigurationError(f"cannot serve on port {args.port}: {error.strerror}") from None
@@ -350,6 +352,8 @@ def _check_fake_server(args: argparse.Namespace) -> None:
         raise ConfigurationError(f"--latency must be a number of seconds, 0 or more, not {args.latency:g}")
     if args.rpm is not None and not 0 < args.rpm < math.inf:
         raise ConfigurationError(f"--rpm must be more than 0, not {args.rpm:g}")
+    if args.tokens_per_second is not None and not 0 < args.tokens_per_second < math.inf:
+        raise ConfigurationError(f"--tokens-per-second must be more than 0, not {args.tokens_per_second:g}")
     if not 0 <= args.port < 2**16:
         raise ConfigurationError(f"--port must be from 0 to {2**16 - 1}, not {args.port}")
 

@@ -68,13 +68,13 @@ def _deltas(message: Mapping[str, Any], logprobs: Mapping[str, Any]) -> Iterator
         if not isinstance(value, str):
             yield {name: value}, None
             continue
-        for piece, entries in _with_logprobs(value, logprobs.get(name) or []):
+        for piece, entries in with_logprobs(value, logprobs.get(name) or []):
             yield {name: piece}, {"content": None, "refusal": None, name: entries} if entries else None
     for index, call in enumerate(message.get("tool_calls") or []):
         yield from ((delta, None) for delta in _tool_call_deltas(index, call))
 
 
-def _with_logprobs(text: str, entries: list[Any]) -> Iterator[tuple[str, list[Any]]]:
+def with_logprobs(text: str, entries: list[Any]) -> Iterator[tuple[str, list[Any]]]:
     """Split a text into its tokens if log probabilities name them; otherwise the first piece has them all."""
     tokens = [str(entry.get("token")) for entry in entries]
     if entries and "".join(tokens) == text:

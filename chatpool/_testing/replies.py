@@ -15,7 +15,9 @@ from typing import Any, Union
 from chatpool._protocol.schemas import REJECTED
 
 from .chunks import chunk_events, is_completion
-from .streams import Stream
+from .endpoints import embeddings
+from .responses import is_response, response, response_events
+from .streams import Event, Stream
 from .wire import End, Step, head
 
 _POLL = 0.005  # seconds between two looks at a request that a test expects to be cancelled
@@ -57,16 +59,16 @@ class Reply:
     def steps(self, request: Request) -> Iterable[Step]:
         """Return the steps."""
         document = self._document(request)
-        if request.body.get("stream") and self.stream is not False and is_completion(document):
-            return self._streamed(request, document)
+        if request.body.get("stream") and self.stream is not False:
+            events = _events(document, request.body)
+            if events is not None:
+                return self._streamed(request, events)
         body = _encode(document)
         fields = {"Content-Type": "application/json", "Content-Length": str(len(body))}
         return self._played(self._head(request, fields), body)
 
-    def _streamed(self, request: Request, completion: Mapping[str, Any]) -> Iterable[Step]:
+    def _streamed(self, request: Request, events: Iterable[Event]) -> Iterable[Step]:
         stream = self.stream if isinstance(self.stream, Stream) else Stream()
-        options = request.body.get("stream_options")
-        events = chunk_events(completion, isinstance(options, dict) and bool(options.get("include_usage")))
         start = self._head(request, stream.headers())
         if self.fault is None:
             return chain([self.delay] if self.delay else [], stream.steps(start, events))
@@ -85,7 +87,12 @@ class Reply:
     def _document(self, request: Request) -> Any:
         if self.body is not None:
             return self.body
-        return self._completion(request) if self.status == 200 else self._error()
+        if self.status != 200:
+            return self._error()
+        if request.endpoint == "/embeddings":
+            return embeddings(request.body, self.usage)
+        completion = self._completion(request)
+        return response(completion, request.body) if request.endpoint == "/responses" else completion
 
     def _completion(self, request: Request) -> dict[str, Any]:
         text = request.prompt if self.text is None else self.text
@@ -132,7 +139,7 @@ Handler = Callable[["Request"], AnyReply]
 class Request:
     """A request that the server received. ``headers``: with lower-case names. ``connection``: its number, from 0.
 
-    ``cancelled``: the client disconnected before it had the whole reply.
+    ``cancelled``: the client disconnected before the whole reply was sent.
     """
 
     id: str
@@ -141,6 +148,7 @@ class Request:
     body: dict[str, Any]
     connection: int
     time: float
+    method: str = "POST"
     cancelled: bool = field(default=False, compare=False)
 
     def wait_until_cancelled(self, seconds: float = 5.0) -> bool:
@@ -151,18 +159,22 @@ class Request:
         return self.cancelled
 
     @property
+    def endpoint(self) -> str:
+        """The last part of the path, such as ``"/embeddings"``."""
+        return "/" + self.path.partition("?")[0].rpartition("/")[2]
+
+    @property
     def prompt(self) -> str:
-        """The content of the last message, or the ``input`` or ``prompt`` of another endpoint.
+        """The content of the last message, or the ``input`` or ``prompt`` of another endpoint; JSON if it is not text.
 
         Without the two messages with which chatpool asks again after a rejected answer.
         """
-        messages = self.body.get("messages")
-        if isinstance(messages, list) and len(messages) > 2 and _asks_again(messages[-1]):
-            messages = messages[:-2]
-        if isinstance(messages, list) and messages and isinstance(messages[-1], dict):
-            content = messages[-1].get("content")
-            return content if isinstance(content, str) else json.dumps(content)
-        return json.dumps(self.body.get("input", self.body.get("prompt", "")))
+        asked = self.body.get("messages", self.body.get("input", self.body.get("prompt", "")))
+        if isinstance(asked, list) and len(asked) > 2 and _asks_again(asked[-1]):
+            asked = asked[:-2]
+        if isinstance(asked, list) and asked and isinstance(asked[-1], dict):
+            asked = _text_of(asked[-1])
+        return asked if isinstance(asked, str) else json.dumps(asked)
 
 
 def chaos(error_rate: float, *, seed: int = 0) -> Handler:
@@ -182,6 +194,16 @@ def _asks_again(message: Any) -> bool:
     return isinstance(content, str) and content.startswith(REJECTED)
 
 
+def _text_of(item: Mapping[str, Any]) -> Any:
+    """Return the content of a message, or the text of an input item of the Responses API; else what it has in place."""
+    content = item.get("content", item.get("output"))
+    if isinstance(content, list) and all(
+        isinstance(part, dict) and part.get("type") == "input_text" for part in content
+    ):
+        return "".join(str(part.get("text")) for part in content)
+    return content
+
+
 def _drip(data: bytes) -> list[Step]:
     return [step for byte in data for step in (bytes([byte]), 0.1)]
 
@@ -196,6 +218,16 @@ _FAULTS: dict[str, Callable[[bytes, bytes], list[Step]]] = {
     "drip": lambda head, body: [head, *_drip(body), End.KEEP],
     "drip_headers": lambda head, body: [*_drip(head + body), End.KEEP],
 }
+
+
+def _events(document: Any, body: Mapping[str, Any]) -> Iterable[Event] | None:
+    """Return the events that stream a document; None if it is not one that streams."""
+    if is_response(document):
+        return response_events(document)
+    if not is_completion(document):
+        return None
+    options = body.get("stream_options")
+    return chunk_events(document, isinstance(options, dict) and bool(options.get("include_usage")))
 
 
 def _encode(document: Any) -> bytes:

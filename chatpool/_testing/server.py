@@ -11,11 +11,13 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
+from urllib.parse import unquote
 
 from .dialects import dialect
+from .endpoints import embeddings_problem, model, model_list
 from .limits import Limit
 from .replies import AnyReply, Handler, Raw, Reply, Request
 from .streams import Stream
@@ -34,7 +36,8 @@ class FakeChatServer:
     ``reply``: a function from ``Request`` to ``Reply``, for prompts without a script. ``port``: default: a free one.
     ``tls``: an ``ssl.SSLContext`` for https. ``most_recorded``: requests that are kept, the latest ones; default: all.
     ``stream``: a ``Stream`` for replies that have none of their own; False: the server ignores a request's ``stream``.
-    ``stream_options=False``: a request that has them gets a 400, as from servers that do not know them.
+    ``stream_options=False``: a request that has them gets a 400, as from servers that do not know them. ``models``: the
+    names that ``/models`` lists; a request may name any other.
 
     Its records: ``requests``, every Request so far, in order of arrival; ``connections``, ``open_connections``: their
     number so far, and now; ``most_in_flight``: the largest number of requests at once; ``refusals``: requests that
@@ -53,6 +56,7 @@ class FakeChatServer:
         most_recorded: int | None = None,
         stream: Stream | bool = True,
         stream_options: bool = True,
+        models: Sequence[str] = ("fake",),
     ) -> None:
         self._latency = latency
         self._limit = copy.deepcopy(rate_limit)  # it keeps counts
@@ -61,6 +65,7 @@ class FakeChatServer:
         self._tls = tls
         self._stream = stream
         self._stream_options = stream_options
+        self._models = tuple(models)
         self._lock = threading.Lock()  # guards the limit, and the fields from here to _taken
         self._scripts: dict[str, deque[AnyReply]] = {}
         self._requests: deque[Request] = deque(maxlen=most_recorded)
@@ -197,6 +202,7 @@ class FakeChatServer:
                 document if isinstance(document, dict) else {},
                 number,
                 time.monotonic(),
+                line.split()[0].decode("latin-1"),
             )
             self._requests.append(request)
             self._in_flight.add(request.id)
@@ -265,13 +271,9 @@ class FakeChatServer:
     def _choose(self, request: Request) -> AnyReply:
         if self._key is not None and request.headers.get("authorization") != f"Bearer {self._key}":
             return Reply(status=401, code="invalid_api_key")
-        path = request.path.split("?")[0]
-        if path.endswith("/models"):
-            return Reply(body={"object": "list", "data": [{"id": "fake", "object": "model", "owned_by": "chatpool"}]})
-        if not path.endswith(_PATHS):
-            return _error(404, f"fake server: no such path: {request.path}", "unknown_path")
-        if not self._stream_options and "stream_options" in request.body:
-            return dialect("azure_no_stream_options")
+        invalid = self._refuse(request)
+        if invalid is not None:
+            return invalid
         rejection, announced = self._apply_rate_limit(request)
         if rejection is not None:
             return rejection
@@ -285,6 +287,28 @@ class FakeChatServer:
         if latency and isinstance(reply, Reply):
             return dataclasses.replace(reply, delay=latency + reply.delay)
         return Raw([latency, *reply.steps(request)]) if latency else reply
+
+    def _refuse(self, request: Request) -> Reply | None:
+        """Return the reply to a request that no script answers: for a list of models, or one that is invalid."""
+        path = request.path.partition("?")[0]
+        if request.method == "GET" and "/models" in path:
+            return self._describe_models(unquote(path.rpartition("/models")[2].strip("/")))
+        if not path.endswith(_PATHS):
+            paths = ", ".join(("/models", *_PATHS))
+            message = f"fake server: no such path: {path}; the base URL is {self.url}, and its paths are {paths}"
+            return _error(404, message, "unknown_path")
+        if request.endpoint == "/embeddings" and (problem := embeddings_problem(request.body)):
+            return _error(400, problem, "invalid_value")
+        if not self._stream_options and "stream_options" in request.body:
+            return dialect("azure_no_stream_options")
+        return None
+
+    def _describe_models(self, name: str) -> Reply:
+        if not name:
+            return Reply(body=model_list(self._models))
+        if name in self._models:
+            return Reply(body=model(name))
+        return _error(404, f"The model '{name}' does not exist", "model_not_found")
 
     def _handle(self, request: Request) -> AnyReply:
         """Call the test's own handler. If it raises, return the exception in a reply that no client retries."""

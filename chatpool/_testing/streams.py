@@ -52,8 +52,9 @@ class Stream:
     ``stall_after``: nothing more is sent, but for comments; ``cut_after``: the connection is closed;
     ``reset_after``: it is reset; ``error_after``: an event with ``error`` is the last one.
 
-    ``finish=False``: no finish reason; ``usage=False``: no usage, even if the request asks for it; ``done=False``: no
-    ``[DONE]``. ``newline``: the end of a line: LF, CR LF or CR. ``gzip``: compress, whatever the client accepts.
+    ``finish=False``: no finish reason (of the Responses API: no last event); ``usage=False``: no chunk with usage, even
+    if the request asks for it; ``done=False``: no ``[DONE]``. ``newline``: the end of a line: LF, CR LF or CR.
+    ``gzip``: compress, whatever the client accepts.
     ``chunked=False``: without chunks, so the end of the connection is the end of the reply.
     """
 
@@ -109,8 +110,17 @@ class Stream:
         for name, end in _BREAKS.items():
             count = getattr(self, name)
             if count is not None and count <= len(events):
-                return (events[:count], end) if end else ([*events[:count], json_event(self.error, "error")], End.KEEP)
+                return (events[:count], end) if end else ([*events[:count], self._error_event(events, count)], End.KEEP)
         return events, End.KEEP
+
+    def _error_event(self, events: Sequence[Event], count: int) -> Event:
+        """Return the event of the error. One of the Responses API has a name, a number, and the error's own fields."""
+        if not events[0].name:
+            return json_event(self.error, "error")
+        error = self.error.get("error", self.error)
+        code = error.get("code") or error.get("type")
+        fields = {"code": code, "message": error.get("message"), "param": error.get("param")}
+        return json_event({"type": "error", **fields, "sequence_number": count}, "error", "error")
 
     def _timed(self, events: Sequence[Event], end: End) -> Iterator[Step]:
         clock, due, pieces = _Clock(self), self.first_token, 0

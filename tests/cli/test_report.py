@@ -291,7 +291,7 @@ def test_report_of_embeddings(server, tmp_path):
     """They have tokens but no text."""
     pytest.importorskip("plotly")
     body = {"object": "list", "data": [{"embedding": [0.5]}], "usage": {"prompt_tokens": 7, "total_tokens": 7}}
-    server.script('"hi"', Reply(body=body))
+    server.script("hi", Reply(body=body))
     line = {"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {"model": "m", "input": "hi"}}
     (tmp_path / "in.jsonl").write_text(json.dumps(line) + "\n")
     output = tmp_path / "out.jsonl"

@@ -174,7 +174,7 @@ USAGE = {
     "input is a folder": ([".", "--text"], "chatpool: cannot read .: Is a directory"),
     "input is output": (["-o", "in.txt"], "chatpool: in.txt is the input; choose another file for the output"),
     "output is not a journal": (["-o", "other.txt"], "chatpool: other.txt is not a chatpool journal: line 1 was not"),
-    "output in no folder": (["-o", "no/out.jsonl"], "chatpool: the journal no/out.jsonl cannot be opened: No such"),
+    "output in no folder": (["-o", "no/out.jsonl"], "the folder no of the output does not exist; create it first"),
     "bad workers": (["--text", "--workers", "0"], "chatpool: --workers must be"),
     "workers not a number": (["--text", "--workers", "many"], "argument --workers: invalid int value: 'many'"),
     "bad param": (["--text", "--param", "temperature"], "argument --param: 'temperature' is not KEY=VALUE"),
@@ -565,12 +565,32 @@ def test_fake_server_names_the_right_base_url(tmp_path):
         server.communicate(timeout=20)
 
 
+def test_fake_server_streams_at_a_pace():
+    """Five words at twenty a second: the last comes 0.2 s after the first."""
+    server = start("fake-server", "--tokens-per-second", "20")
+    try:
+        url = re.search(r"http://127\.0\.0\.1:\d+/v1", server.stdout.readline())[0]
+        with ChatPool(1, base_url=url, idle_timeout=10) as pool:
+            result = pool.map(["one two three four five"]).results[0]
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.communicate(timeout=20)
+    assert result.text == "one two three four five"
+    assert result.elapsed - result.first_token >= 0.19
+
+
 def test_fake_server_refuses_invalid_options(capsys, server):
     assert main(["fake-server", "--port", str(server.port)]) == 2
     assert f"cannot serve on port {server.port}: " in capsys.readouterr().err
     assert main(["fake-server", "--error-rate", "5"]) == 2
     assert "--error-rate must be from 0 to 1, not 5" in capsys.readouterr().err
-    for option, value in [("--rpm", "0"), ("--rpm", "nan"), ("--port", "99999"), ("--latency", "-1")]:
+    for option, value in [
+        ("--tokens-per-second", "0"),
+        ("--rpm", "0"),
+        ("--rpm", "nan"),
+        ("--port", "99999"),
+        ("--latency", "-1"),
+    ]:
         assert main(["fake-server", option, value]) == 2
         assert f"{option} must be" in capsys.readouterr().err
 

@@ -213,7 +213,7 @@ def test_testing_page_under_pytest(tmp_path):
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "7 passed" in done.stdout
+    assert "9 passed" in done.stdout
 
 
 @pytest.fixture
