@@ -222,9 +222,9 @@ LATE = {
     ),
     "no finish reason": ({}, stream(*HELLO[:3]), InvalidResponseError),
     "bad JSON": ({}, stream(*HELLO[:3], b"data: {]\n\n"), InvalidResponseError),
-    "silence": ({"idle_timeout": 0.3}, stream(*HELLO[:3], end=End.STALL), APITimeoutError),
-    "the read limit": ({"timeout": (2, 0.3)}, stream(*HELLO[:3], end=End.STALL), APITimeoutError),
-    "max_time": ({"max_time": 0.3}, stream(*HELLO[:3], end=End.STALL), APITimeoutError),
+    "silence": ({"idle_timeout": 1}, stream(*HELLO[:3], end=End.STALL), APITimeoutError),
+    "the read limit": ({"timeout": (5, 1)}, stream(*HELLO[:3], end=End.STALL), APITimeoutError),
+    "max_time": ({"max_time": 1}, stream(*HELLO[:3], end=End.STALL), APITimeoutError),
     "a content filter": ({}, stream(*HELLO[:3], delta("", "content_filter"), DONE), InvalidResponseError),
 }
 
