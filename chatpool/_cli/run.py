@@ -148,12 +148,12 @@ def _finish_output(options: RunOptions, selection: Selection) -> None:
         if options.is_table:
             _write_table(options, selection, view)
         else:
-            selection.copy_equals(options.builder, view)
+            selection.copy_equals(view)
 
 
 def _write_table(options: RunOptions, selection: Selection, view: JournalView) -> None:
     assert options.output is not None
-    outcomes = Outcomes(selection, options.builder, view)
+    outcomes = Outcomes(selection, view)
     try:
         names = write_table(options.output, selection.prompts, outcomes.of, options.schema, has_usage=options.usage)
     except OSError as error:

@@ -10,7 +10,7 @@ from chatpool._files.batch_format import Key, hash64
 from chatpool._files.inputs import Input, InputError, Item
 from chatpool._files.journal_view import JournalView
 from chatpool._files.tables import Outcome, outcome_of
-from chatpool._protocol.request_builder import Request, RequestBuilder
+from chatpool._protocol.request_builder import Request
 from chatpool._protocol.requests import BatchRequest
 from chatpool._protocol.results import ChatResult
 from chatpool.errors import DeadlineError, NotSentError
@@ -54,10 +54,10 @@ class Selection:
         if isinstance(result.error, (NotSentError, DeadlineError)):
             self.unsent = f"{type(result.error).__name__}: {result.error}"
 
-    def copy_equals(self, builder: RequestBuilder, view: JournalView) -> None:
+    def copy_equals(self, view: JournalView) -> None:
         """Give each prompt that was not sent, because the journal has an equal one, a line of its own."""
         for index, prompt in enumerate(self.prompts):
-            view.copy_equal(builder.request(index, prompt))
+            view.copy_equal(Request(index, prompt, ""))
 
     def _distinct(self) -> Iterator[BatchRequest]:
         seen: set[int] = set()
@@ -72,8 +72,8 @@ class Selection:
 class Outcomes:
     """Finds the outcome of each row in the journal, in the order of the input."""
 
-    def __init__(self, selection: Selection, builder: RequestBuilder, view: JournalView) -> None:
-        self._selection, self._builder, self._view = selection, builder, view
+    def __init__(self, selection: Selection, view: JournalView) -> None:
+        self._selection, self._view = selection, view
         self._firsts: dict[int, Key] = {}  # of prompts that are repeated, if each is sent once
         self._sent = 0
 
@@ -84,7 +84,7 @@ class Outcomes:
         if isinstance(item.entry, str):
             raise InputError(f"{self._selection.prompts.name} has changed: line {item.line}: {item.entry}")
         limit = self._selection.limit
-        request = self._builder.request(self._sent, item.entry)
+        request = Request(self._sent, item.entry, "")
         key, is_first = self._key(request)
         is_over = is_first and limit is not None and self._sent >= limit
         self._sent += is_first

@@ -14,7 +14,7 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from chatpool._protocol.replies import recall_completion
@@ -89,7 +89,7 @@ def line_of(
 def copy_of(document: Mapping[str, Any], key: Key) -> bytes:
     """Return the line for an equal request that was not sent: the same reply or error, at no cost and in no time."""
     own = {name: value for name, value in document["chatpool"].items() if name in _COPIED}
-    own.update(attempts=0, elapsed=0.0, usage=asdict(Usage()), copy=True)
+    own.update(attempts=0, elapsed=0.0, copy=True)
     return _encode({**document, "id": _new_id(), "custom_id": key.custom_id, "chatpool": own})
 
 
@@ -234,5 +234,5 @@ def _error_of(document: Mapping[str, Any], *, request_id: str | None) -> CallErr
         code=own.get("code", error.get("code")),
         status_code=own.get("status_code"),
         request_id=request_id,
-        attempts=int(own.get("attempts", 1)),
+        attempts=spending_of(document).attempts,
     )

@@ -89,17 +89,19 @@ class Chooser:
         self.names_by_id: bool | None = None
         self._columns: dict[str, str] | None = None
         self._found: dict[str, str | None] = {}
+        self._keys: dict[str, str] = {}  # of a table's chosen columns, by their names
 
     def start(self, columns: dict[str, str] | None) -> str | None:
         """Prepare for the rows of a file; return the problem if its columns do not fit."""
-        self._columns, self._found = columns, {}
+        self._columns, self._found, self._keys = columns, {}, {}
         if not columns:  # not a table, or an empty file
             return None
         try:
-            for name in self._wanted():
-                self._key(name, columns)
+            self._keys = {name: self._key(name, columns) for name in self._wanted()}
         except ValueError as error:
             return str(error)
+        used = {*self._keys.values(), *_NAMES}
+        self.unsent.update(name for key, name in columns.items() if key not in used)
         return None
 
     def entry(self, value: Any) -> Entry:
@@ -141,10 +143,10 @@ class Chooser:
 
     def _chosen(self, value: Mapping[str, Any]) -> Entry:
         """Make the request of a table's row, or of a JSON object of which fields were chosen."""
-        choice, columns = self._choice, self._columns or list(value)
-        keys = {name: self._key(name, columns) for name in self._wanted()}
-        used = {*keys.values(), *_NAMES}
-        self.unsent.update(self._name_of(key) for key in value if key not in used)
+        choice, keys = self._choice, self._keys
+        if not self._columns:
+            keys = {name: self._key(name, list(value)) for name in self._wanted()}
+            self.unsent.update(key for key in value if key not in (*keys.values(), *_NAMES))
         cells = {name: value[key] for name, key in keys.items()}
         template = choice.template
         parts = template.fields if template else [choice.prompt_field or "prompt"]
@@ -168,9 +170,6 @@ class Chooser:
         if is_missing(name):
             raise ValueError(f"{field!r} is empty, and --id-field needs a name for each row")
         return str(name)
-
-    def _name_of(self, key: str) -> str:
-        return self._columns[key] if self._columns else key
 
     def _request(self, prompt: Any, name: str | None, system: str | None, value: Any) -> BatchRequest:
         if not isinstance(prompt, (str, list)):

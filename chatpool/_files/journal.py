@@ -180,6 +180,7 @@ class Journal:
                 self._compact()
         finally:
             self._release()
+            self._index = {}  # a job may keep this object for longer
 
     def _may_compact(self, deadline: float) -> bool:
         """Whether there is something to remove, and time for it."""

@@ -12,6 +12,7 @@ that a later line replaced. So the lines and the ends of a journal add up to wha
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from chatpool._protocol.results import ChatResult, Usage
 from chatpool._protocol.usage import read_usage
 
 _SNAPSHOT_EVERY = 1.0  # seconds
+_MOST_REQUESTS = 10**9  # of one call, or of all that were cancelled in a run
 _COUNTS = tuple(field.name for field in fields_of(Usage))
 _NO_USAGE = Usage()
 _TAIL_START = b', "chatpool": {'
@@ -64,7 +66,8 @@ class Spending(NamedTuple):
         usage = read_usage(fields) or read_usage(body) or _NO_USAGE
         cost = fields.get("cost")
         is_known = isinstance(cost, (int, float)) and not isinstance(cost, bool)
-        return cls(int(fields.get("attempts", 1)), usage, cost if is_known else None, int(fields.get("unanswered", 0)))
+        attempts, unanswered = _count(fields.get("attempts"), 1), _count(fields.get("unanswered"), 0)
+        return cls(attempts, usage, cost if is_known else None, unanswered)
 
 
 class RunLog:
@@ -123,6 +126,11 @@ def add_ends(line: bytes, ends: Sequence[Mapping[str, Any]]) -> bytes:
     return line[: len(line) - cut] + suffix
 
 
+def _count(value: Any, default: int) -> int:
+    """Return a number of requests; the default if somebody has edited it."""
+    return value if isinstance(value, int) and 0 <= value < _MOST_REQUESTS else default
+
+
 def _load(text: bytes) -> Any:
     try:
         return json.loads(text)
@@ -137,7 +145,9 @@ def ends_of(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def spending_of(document: Mapping[str, Any]) -> Spending:
-    """Return what the call of a parsed line took."""
+    """Return what the call of a parsed line took. A copy for an equal prompt took nothing, and has the same body."""
+    if document["chatpool"].get("copy"):
+        return Spending()
     response = document.get("response")
     return Spending.read(document["chatpool"], response.get("body") if isinstance(response, dict) else None)
 
@@ -149,7 +159,8 @@ def carried(documents: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     for document in documents:
         ends += ends_of(document)
         run = document["chatpool"].get("run")
-        spent[run] = spent.get(run, Spending()).plus(spending_of(document))
+        with contextlib.suppress(TypeError):  # somebody has edited the line
+            spent[run] = spent.get(run, Spending()).plus(spending_of(document))
     return [*ends, *({"run": run, **spending.fields()} for run, spending in spent.items())]
 
 

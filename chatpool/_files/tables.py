@@ -30,7 +30,7 @@ _TEXT_COLUMN = "prompt"  # of prompts that came without a column
 
 
 class Outcome(NamedTuple):
-    """A row's added cells. ``error``: why there is no answer. ``cost``: dollars, if the server reports them."""
+    """A row's added cells. ``error``: why there is no answer. ``cost``: dollars, if they are known."""
 
     answer: Any = None
     error: str | None = None
@@ -76,7 +76,7 @@ def outcome_of(result: ChatResult) -> Outcome:
     answer = (result.value if result.text else json.dumps(result.response)) if result.ok else None
     error = None if result.error is None else f"{type(result.error).__name__}: {result.error}"
     prompt_tokens, completion_tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (None, None)
-    cost = cost_of(result.response, usage, None)
+    cost = cost_of(result.response, usage, None) if result.cost is None else result.cost
     return Outcome(answer, error, prompt_tokens, completion_tokens, cost, result.finish_reason)
 
 

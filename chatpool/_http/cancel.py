@@ -68,6 +68,12 @@ class CancelScope:
         self._phase_ends = min(now + seconds, self.ends)
         self.timeout_at = min(self._phase_ends, now + self.idle_timeout) if phase == "read" else self._phase_ends
 
+    def set_idle_timeout(self, seconds: float) -> None:
+        """Abort the attempt if no byte arrives for so long, from now on."""
+        self.idle_timeout = seconds
+        if self.phase == "read":  # else the connection is of another kind, which reports no bytes
+            self.note_bytes()
+
     def note_bytes(self) -> None:
         """Note that bytes of the reply have arrived."""
         if self.idle_timeout < math.inf:

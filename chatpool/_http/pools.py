@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import queue
 import time
 from collections import deque
@@ -195,8 +196,12 @@ class PoolAdapter(HTTPAdapter):
         return target
 
     def build_response(self, request: Any, raw: Any) -> requests.Response:
-        is_whole = isinstance(raw, FastResponse)
-        response = _WholeResponse(self, request, raw) if is_whole else super().build_response(request, raw)
+        build = functools.partial(_WholeResponse, self) if isinstance(raw, FastResponse) else super().build_response
+        try:
+            response = build(request, raw)
+        except AttributeError:  # requests 2.32 cannot read a "charset" without a value, as in a head that was cut off
+            del raw.headers["content-type"]
+            response = build(request, raw)
         if response.is_redirect:
             # Session.send would read the whole body of a redirect, only to say where it leads.
             response.headers["x-chatpool-location"] = response.headers.pop("location")

@@ -119,8 +119,8 @@ class Transport:
     def send(self, path: str, payload: bytes, scope: CancelScope, answer: StreamedAnswer | None = None) -> Reply:
         """Send a request and read the whole reply; raise the CallError that says why there is none.
 
-        ``answer``: takes the reply in as it arrives, if it is a stream. One that is complete counts, whatever happens
-        to the connection afterwards.
+        ``answer``: takes the reply in as it arrives, if it is a stream. Once that can be judged, it counts,
+        whatever happens to the connection afterwards.
         """
         scope.set_timeout("connect", self._settings.connect_timeout + self._settings.read_timeout)
         request = self._request(path, payload)
@@ -134,7 +134,10 @@ class Transport:
         current.scope, current.settings, current.look_up = scope, self._settings, self._look_up
         current.asked, current.is_repeated = zlib.crc32(payload), False
         try:
-            reply = self._read(self.session.send(request, **self._options), scope, answer)
+            response = self.session.send(request, **self._options)
+            if answer is None and path == CHAT_PATH and _is_event_stream(response):
+                answer = StreamedAnswer()  # the prompt asked for it with a field of its own, or nobody did
+            reply = self._read(response, scope, answer)
             if current.is_repeated:
                 scope.is_stale = True  # the next attempt opens its own connection, where nothing is left over
                 raise RepeatedReply("the server sent the previous reply again")
@@ -154,7 +157,7 @@ class Transport:
             vars(current).update(outer)
             is_cut = scope.end()
         # Raised outside the except block: requests' errors carry the request, and the request the key.
-        is_whole = failure is None and scope.error is None and answer is not None and answer.is_complete
+        is_whole = failure is None and scope.error is None and answer is not None and answer.can_be_judged
         if is_cut and not is_whole:
             raise scope.error or scope.timeout_error()
         if failure is not None:
@@ -236,11 +239,11 @@ class Transport:
             response.close()
             raise APIConnectionError(proxy_refusal(self._route), code="proxy_authentication")
         body, failure = b"", None
-        is_stream = answer is not None and ok and is_event_stream(response.headers)
+        is_stream = answer is not None and ok and _is_event_stream(response)
         if answer is not None and is_stream:
-            scope.idle_timeout = self._settings.idle_timeout or math.inf
+            scope.set_idle_timeout(self._settings.idle_timeout or math.inf)
             failure = read_events(response, answer)
-            failure = None if answer.is_complete else failure
+            failure = None if answer.can_be_judged else failure
         elif isinstance(response.raw, FastResponse):
             body = response.content
         else:
@@ -267,6 +270,10 @@ def _mount_at_once(session: requests.Session, prefix: str, adapter: HTTPAdapter)
     """Mount an adapter as Session.mount does, but in a new dict: another pool's threads may iterate the present one."""
     adapters = {**session.adapters, prefix: adapter}
     session.adapters = OrderedDict((known, adapters[known]) for known in sorted(adapters, key=len, reverse=True))
+
+
+def _is_event_stream(response: requests.Response) -> bool:
+    return not isinstance(response.raw, FastResponse) and is_event_stream(response.headers)
 
 
 def _close_response() -> None:

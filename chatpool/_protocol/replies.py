@@ -59,7 +59,7 @@ def check_answer(reply: Reply, completion: Completion) -> None:
     """Raise InvalidResponseError if a completion is not an answer: refused, filtered, incomplete or blank."""
     reason, meaning = completion.finish_reason, finish_meaning(completion.finish_reason)
     if reply.is_cut_off:
-        message = "the answer is incomplete: its stream ended without a finish reason or [DONE]"
+        message = "the answer is incomplete: its stream ended without a finish reason"
         reply.fail(InvalidResponseError, message, code="broken_off")
     if completion.refusal:
         reply.fail(InvalidResponseError, f"the model refused: {completion.refusal}", code="refusal")

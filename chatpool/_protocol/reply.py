@@ -60,6 +60,7 @@ class Reply:
         """Return a reply that has this JSON, which was saved before."""
         reply = cls(200, {}, b"")
         reply._json = document, None
+        reply._usage = (None,)  # a line of the journal has the usage of all attempts
         return reply
 
     @property

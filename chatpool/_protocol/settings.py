@@ -186,7 +186,9 @@ def check_params(params: Mapping[str, Any] | None) -> Mapping[str, Any]:
     if "messages" in params:
         raise ConfigurationError("params must not hold 'messages'; pass the messages as a prompt")
     if params.get("stream"):
-        raise ConfigurationError("params: stream=True is not supported; leave it out, answers are read whole")
+        raise ConfigurationError(
+            "params: stream=True is not supported; leave it out: idle_timeout=… streams inside, stream() yields pieces"
+        )
     try:
         encode(dict(params), "params")
     except (TypeError, ValueError) as error:

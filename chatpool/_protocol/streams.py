@@ -23,6 +23,8 @@ from .server_sent_events import Event, EventParser
 EVENT_STREAM = "text/event-stream"
 _DONE = "[DONE]"
 _STARTS = (b"data:", b"event:")  # of an event stream; JSON never begins like this
+_EMPTY: tuple[Any, ...] = (None, "", {}, [])  # none of these replaces what came before
+_NO_REASONS = (None, "", "null")  # finish reasons of chunks that others follow
 _NAMES_OPTIONS = re.compile(r"stream_options|include_usage", re.IGNORECASE)
 _NAMES_STREAM = re.compile(r"\bstream(ing|ed)?\b", re.IGNORECASE)
 
@@ -47,10 +49,20 @@ class StreamedAnswer:
         self.is_over = False  # nothing that follows counts
 
     @property
-    def is_complete(self) -> bool:
-        """Whether all of the answer has arrived: the server said so, or every choice has its finish reason."""
-        choices = self._choices.values()
-        return self.is_over or (bool(choices) and all(choice.get("finish_reason") for choice in choices))
+    def can_be_judged(self) -> bool:
+        """Whether the stream may end, or its connection fail, without a loss."""
+        return self.is_over or self._is_complete
+
+    @property
+    def _is_complete(self) -> bool:
+        """Whether all of the answer has arrived: every choice has a finish reason, or else [DONE] and usage have come.
+
+        [DONE] alone proves nothing: llama-cpp-python sends it when another request interrupts an answer.
+        """
+        reasons = [choice.get("finish_reason") for choice in self._choices.values()]
+        if reasons and all(reason not in _NO_REASONS for reason in reasons):
+            return True
+        return self.is_over and isinstance(self._fields.get("usage"), dict)
 
     def feed(self, piece: bytes) -> None:
         """Take in a piece of the stream."""
@@ -76,12 +88,12 @@ class StreamedAnswer:
 
     def reply(self, status: int, headers: Mapping[str, str], redact: Callable[[str], str], base_url: str) -> Reply:
         """Return the reply that the answer makes, or the error in it."""
-        document, problem = self._failure or (self._document(), None)
+        document, problem = self._failure or self._document()
         usage = self._fields.get("usage")
         if isinstance(document, dict) and usage is not None:  # paid for, whatever came after it
             document = {"usage": usage, **document}
         return _StreamedReply(
-            status, headers, document, problem, self._failed_event, is_cut_off=not self.is_complete,
+            status, headers, document, problem, self._failed_event, is_cut_off=not self._is_complete,
             redact=redact, base_url=base_url,
         )  # fmt: skip
 
@@ -99,7 +111,10 @@ class StreamedAnswer:
         if problem is not None:
             self._fail(None, f"event {text[:40]!r}: {problem}", text)
         elif isinstance(chunk, dict) and not _has_error(chunk):
-            self._add_chunk(chunk)
+            try:
+                self._add_chunk(chunk)
+            except RecursionError as error:
+                self._fail(None, f"RecursionError: {error}", text)
         else:
             self._fail(chunk, None, text)
 
@@ -129,7 +144,7 @@ class StreamedAnswer:
             if name == "delta" or name == "message":
                 if isinstance(value, dict) and value:
                     self._add_delta(choice, value)
-            elif value is None or value == {} or value == [] or name == "index":
+            elif value in _EMPTY or name == "index":
                 choice.setdefault(name, value)
             elif name == "logprobs" and isinstance(value, dict):
                 choice[name] = joined_logprobs(choice.get(name), value)
@@ -147,12 +162,16 @@ class StreamedAnswer:
             if text:
                 self._on_text(text)
 
-    def _document(self) -> dict[str, Any]:
-        choices = [finished(self._choices[index]) for index in sorted(self._choices)]
+    def _document(self) -> tuple[dict[str, Any] | None, str | None]:
+        """Return the JSON of the answer, or the reason why it cannot be read."""
+        try:
+            choices = [finished(self._choices[index]) for index in sorted(self._choices)]
+        except RecursionError as error:
+            return None, f"RecursionError: {error}"
         document = {**self._fields, "object": "chat.completion", "choices": choices}
         if document.get("usage", 0) is None:
             del document["usage"]
-        return document
+        return document, None
 
 
 class _StreamedReply(Reply):

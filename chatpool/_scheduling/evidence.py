@@ -32,8 +32,8 @@ ALONE = 8, 3  # others accepted since a prompt was last refused, at least, and t
 class Row:
     """Refusals in a row, in the order of sending. A prompt that was refused before in this row says nothing new."""
 
-    def __init__(self, now: float, number: int, position: int) -> None:
-        self.began, self.position = now, position
+    def __init__(self, now: float, number: int) -> None:
+        self.began = now
         self.first = self.last = self._begin = number
         self.sent = 0  # the number of the latest request, when sending paused because of this row
         self._requests = 0

@@ -37,6 +37,7 @@ IN_TURN = 4  # every so many requests, a suspect waits for the pace: without a t
 IDLE = 60.0  # seconds without a request: the measure begins again
 HOLD = 0.05  # seconds for which sending pauses at most until it is known what came of the requests in flight
 SOON = 1e-4  # seconds
+SURE = 3  # times as long until a request beyond the window counts as accepted: a late refusal would drop the window
 
 
 class Call(Protocol):
@@ -62,6 +63,7 @@ class Limiter:
         self._row: Row | None = None  # refusals in a row, with no later request accepted
         self._opened_by: Row | None = None  # the row that opened the breaker
         self._strays: deque[int] = deque(maxlen=2)  # numbers of requests at the ends of rows that proved nothing
+        self._paused_at = 0  # the number of the latest request when the latest pause began, or ended
         self._clean = 0  # requests accepted in a row
         self._not_before = self._cut_at = -math.inf
         self._measured = 0.0  # the latest rate: what the summary shows
@@ -94,14 +96,14 @@ class Limiter:
         probe = self.breaker.probe
         if probe is None:
             return self.breaker.delay(now)
-        wait: float = probe.sent_at + self._wire.decided - now
+        wait: float = probe.sent_at + SURE * self._wire.decided - now
         if wait <= 0:
             self._close_breaker(now)
         return wait
 
     def _window_delay(self, now: float) -> float:
         probe = self.window.probe
-        wait = math.inf if probe is None else probe.sent_at + self._wire.decided - now
+        wait = math.inf if probe is None else probe.sent_at + SURE * self._wire.decided - now
         if wait <= 0:
             self.window.probe_accepted()
         return max(wait, SOON) if self.window.is_full(self._wire.in_flight) else 0.0
@@ -185,9 +187,8 @@ class Limiter:
             self.pace.refused(now, self._sizes.of(call))
             if request.is_free:
                 self._comparison.refused_free()
-        paused_at = self._opened_by.sent if self._opened_by is not None else 0
         accepted, is_large = self._wire.latest_accepted(now), self._sizes.is_large(call)
-        self._suspects.refused(call, self._wire.number, accepted, paused_at, is_large=is_large)
+        self._suspects.refused(call, self._wire.number, accepted, self._paused_at, is_large=is_large)
 
     def _own_wait(self, call: Call, *, is_own: bool) -> float:
         is_serious = self._row is not None and self._row.is_serious
@@ -205,7 +206,9 @@ class Limiter:
         if self.breaker.is_open:
             self._note_while_open(now, call, request.number, asked)
             return False
-        if self.window.refused(call, self._wire.in_flight):
+        probe = self.window.probe
+        is_near = probe is not None and abs(probe.sent_at - call.sent_at) <= self._wire.decided
+        if self.window.refused(call, self._wire.in_flight, is_near=is_near):
             self._explain_by_window()
             return False
         if is_announced:
@@ -241,6 +244,7 @@ class Limiter:
             self.breaker.failed(now, asked)
         elif self._opened_by is not None and number <= self._opened_by.sent:
             self._opened_by.add(call, number)
+            self.window.suppose_less()
             if asked is not None:
                 self.breaker.ask(now, asked)
 
@@ -262,7 +266,7 @@ class Limiter:
             self._change_unit()
         if self.pace.rate is not None and call.sent_at > self._cut_at:
             self._cut(now, self._sizes.of(call))
-        return Row(now, request.number, request.position)
+        return Row(now, request.number)
 
     def _wait_for_more(self, now: float, call: Call, row: Row) -> None:
         """Have the next request wait until it is known what came of those in flight, if the row may become certain."""
@@ -325,14 +329,15 @@ class Limiter:
 
     def _open_breaker(self, now: float, row: Row, asked: float | None) -> None:
         self._row, self._opened_by = None, row
-        row.sent, self._cut_at = self._wire.number, now
+        row.sent = self._paused_at = self._wire.number
+        self._cut_at = now
         if row.is_certain():
             self._trusts_delays = self._is_proven = True
             self._comparison.certain(row.share(row.last), is_free=self.pace.rate is None)
         if self._comparison.is_trial:
             self._comparison.end_trial()
         self.breaker.open(now, row.began, asked, *self._rounds.next())
-        self.window.suppose(row.position - 1)
+        self.window.suppose(self._wire.in_flight)
 
     def _close_breaker(self, now: float) -> None:
         """Go on after a pause: at full speed if the limit comes back all at once, else at the pace that it allows."""
@@ -340,7 +345,7 @@ class Limiter:
         assert since is not None
         assert self._opened_by is not None
         self.breaker.close()
-        self._row = None
+        self._row, self._paused_at = None, self._wire.number
         self._meter.paused += now - since
         if self._rounds.begin(since, failed_at, now, self._meter.counted, len(self._opened_by.calls)):
             self.pace.drop()

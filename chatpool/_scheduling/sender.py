@@ -148,7 +148,6 @@ class Sender:
             if is_transient(failure) and failure.code != "stale_connection":
                 call.signal = functools.partial(Limits.failed, error=failure)
             raise
-        self._streams.learn(call, reply)
         self._judge(call, reply, len(payload))
         assert call.completion is not None
         call.value = call.completion.text
@@ -203,6 +202,7 @@ class Sender:
             elif is_transient(error) and (error.retry_after or 0) <= self._settings.max_wait:
                 call.signal = functools.partial(Limits.refused, error=error, announced=announced)
             raise
+        self._streams.learn(call, reply)
         tokens = usage.total_tokens if usage else None
         call.signal = functools.partial(Limits.accepted, tokens=tokens, announced=announced)
         if call.job.budget is not None and usage is None:

@@ -20,6 +20,7 @@ class Sizes:
         self.largest = 0  # tokens of the largest request that was accepted
         self._meter = meter
         self._weight = 0
+        self._spares_others = True  # no prompt that is not too large was refused: the limit is not on tokens a second
         self._too_large: set[int] = set()  # prompts that were refused and are too large, by their ids
 
     def of(self, call: Any) -> float:
@@ -40,8 +41,8 @@ class Sizes:
         return bool(0 < TOO_LARGE * self.largest < call.tokens)
 
     def is_futile(self, call: Any) -> bool:
-        """Whether a request is too large, and others so large were refused, but none was accepted."""
-        return len(self._too_large) >= FUTILE and self.is_too_large(call)
+        """Whether a request is too large, and only such ones were refused, at least two of them."""
+        return self._spares_others and len(self._too_large) >= FUTILE and self.is_too_large(call)
 
     def accepted(self, call: Any) -> None:
         """Note that the server accepted a request."""
@@ -51,7 +52,9 @@ class Sizes:
 
     def refused(self, call: Any) -> None:
         """Note a refusal."""
-        if len(self._too_large) < FUTILE and self.is_too_large(call):
+        if not self.is_too_large(call):
+            self._spares_others = self._spares_others and not self.largest
+        elif len(self._too_large) < FUTILE:
             self._too_large.add(id(call))
 
     def changes_unit(self, call: Any) -> bool:

@@ -20,7 +20,6 @@ class Sent:
     """A request in flight."""
 
     number: int  # in the order of sending
-    position: int  # how many were in flight, with this one
     total: tuple[float, float]  # requests and tokens sent until then, with this one
     is_free: bool  # it was sent with no pace
     is_below: bool  # it was sent below the known pace
@@ -57,7 +56,7 @@ class Wire:
         """Note that a request is sent."""
         self.number, self.sent_at = self.number + 1, now
         self._tokens += call.tokens
-        request = Sent(self.number, self.in_flight + 1, self.total, is_free, is_below, is_apart)
+        request = Sent(self.number, self.total, is_free, is_below, is_apart)
         self._requests[call] = request
         return request
 

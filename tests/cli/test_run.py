@@ -174,7 +174,7 @@ USAGE = {
     "input is a folder": ([".", "--text"], "chatpool: cannot read .: Is a directory"),
     "input is output": (["-o", "in.txt"], "chatpool: in.txt is the input; choose another file for the output"),
     "output is not a journal": (["-o", "other.txt"], "chatpool: other.txt is not a chatpool journal: line 1 was not"),
-    "output in no folder": (["-o", "no/out.jsonl"], "chatpool: the journal no/out.jsonl cannot be opened: No such"),
+    "output in no folder": (["-o", "no/out.jsonl"], "the folder no of the output does not exist; create it first"),
     "bad workers": (["--text", "--workers", "0"], "chatpool: --workers must be"),
     "workers not a number": (["--text", "--workers", "many"], "argument --workers: invalid int value: 'many'"),
     "bad param": (["--text", "--param", "temperature"], "argument --param: 'temperature' is not KEY=VALUE"),

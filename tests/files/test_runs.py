@@ -217,6 +217,21 @@ def test_a_line_that_another_tool_rewrote_is_left_as_it_is(tmp_path, line):
     assert path.read_text() == line
 
 
+@pytest.mark.parametrize(
+    "change", [{"run": [1]}, {"attempts": None}, {"usage": 7}, {"ends": 3}, {"cost": "x"}], ids=str
+)
+def test_a_line_whose_fields_were_edited_does_not_stop_the_compaction(server, pool, tmp_path, change):
+    path = tmp_path / "j.jsonl"
+    server.script("a", Reply(status=400), Reply("good"))
+    pool.map(["a"], journal=path)
+    document = json.loads(path.read_text())
+    document["chatpool"].update(change)
+    path.write_text(json.dumps(document) + "\n")
+    pool.map(["a"], journal=path)
+    assert len(path.read_text().splitlines()) == 1
+    assert pool.map(["a"], journal=path) == ["good"]
+
+
 def test_an_end_is_added_to_those_that_a_line_has(server, pool, tmp_path):
     """And the line is read as before, from its two ends."""
     path = tmp_path / "j.jsonl"

@@ -76,6 +76,9 @@ ANSWERED = {
     + b"".join(b"1\r\n%c\r\n" % byte for byte in gzip.compress(BODY))
     + b"0\r\n\r\n",
     "identity": encoded(b"identity", BODY),
+    "a charset without a value": OK + b"Content-Type: application/json; charset\r\n" + LENGTH + b"\r\n" + BODY,
+    "a charset without a value, in chunks": CHUNKED.replace(b"\r\n\r\n", b"\r\nContent-Type: text/html;charset\r\n\r\n")
+    + b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY),
     "100 first": b"HTTP/1.1 100 Continue\r\n\r\n" * 3 + OK + LENGTH + b"\r\n" + BODY,
 }
 

@@ -61,7 +61,8 @@ def llama_cpp(folder: Path) -> Iterator[RunningServer]:
     """llama.cpp's server, with a model called tiny that generates nonsense. Its key is sk-test."""
     home = FOLDER / "llama_cpp"
     model = ["--model", str(home / "tiny.gguf"), "--model_alias", "tiny", "--chat_format", "chatml"]
-    lean = ["--n_ctx", "2048", "--n_threads", "1", "--verbose", "false"]
+    # By default it interrupts a stream when another request comes.
+    lean = ["--n_ctx", "2048", "--n_threads", "1", "--verbose", "false", "--interrupt_requests", "false"]
     start = [python_of(home), "-m", "llama_cpp.server", *model, *lean, "--api_key", "sk-test", "--port"]
     with running(lambda port: [*start, str(port)], folder / "llama_cpp.log", cwd=folder) as server:
         yield server

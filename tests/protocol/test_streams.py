@@ -231,23 +231,28 @@ def test_usage(usages):
     assert "usage" not in reply_of({"choices": [{"delta": {"content": "x"}}], "usage": None}, "[DONE]").document
 
 
+USAGE = {"usage": {"total_tokens": 3}}
+
+
 @pytest.mark.parametrize(
     ("chunks", "is_complete"),
     [
         ([], False),
-        (["[DONE]"], True),
-        ([" [DONE] "], True),
+        (["[DONE]"], False),
+        ([{"choices": [{"delta": {"content": "x"}}], **USAGE}, " [DONE] "], True),
+        ([{"choices": [{"delta": {"content": "x"}}], **USAGE}], False),
         ([{"choices": []}], False),
         ([{"choices": [{"delta": {"content": "x"}}]}], False),
-        ([{"choices": [{"delta": {"content": "x"}}]}, "[DONE]"], True),
+        ([{"choices": [{"delta": {"content": "x"}}]}, "[DONE]"], False),
         ([{"choices": [{"delta": {}, "finish_reason": "stop"}]}], True),
+        ([{"choices": [{"delta": {}, "finish_reason": reason}]} for reason in ("stop", "", None)], True),
+        ([{"choices": [{"delta": {}, "finish_reason": "null"}]}], False),
+        ([{"choices": [{"delta": {}, "finish_reason": ""}]}], False),
         ([{"choices": [{"index": 0, "finish_reason": "stop"}, {"index": 1, "delta": {"content": "x"}}]}], False),
-        ([{"error": {"message": "no"}}], True),
     ],
 )
 def test_is_complete(chunks, is_complete):
-    """With [DONE], or with a finish reason for each choice."""
-    assert assemble(*chunks).is_complete == is_complete
+    """With a finish reason for each choice, or else with usage and [DONE]."""
     assert assemble(*chunks).reply(200, {}, str, "").is_cut_off == (not is_complete)
 
 
@@ -298,6 +303,19 @@ def test_any_chunk_can_be_read(chunk):
     reply = reply_of({"choices": [{"delta": {"content": "x"}}]}, chunk, "[DONE]")
     json.dumps(reply.document)
     assert reply.usage is None
+
+
+@pytest.mark.parametrize("levels", [200, 900, 5000, 100_000])
+@pytest.mark.parametrize("level", ["[]", "{}"])
+def test_deep_chunks_are_read_or_are_not_valid(levels, level):
+    """Never an exception of ours."""
+    opening, closing = ("[", "]") if level == "[]" else ('{"a":', "}")
+    answer = StreamedAnswer()
+    nested = opening * levels + "1" + closing * levels
+    answer.feed(f'data: {{"choices": [{{"delta": {{"x": {nested}}}}}]}}\n\ndata: [DONE]\n\n'.encode())
+    reply = answer.reply(200, {}, str, "")
+    assert (reply.document is None) == (reply.json_error is not None)
+    assert reply.json_error is None or "RecursionError" in reply.json_error
 
 
 def test_long_answers_cost_time_in_proportion():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from chatpool._scheduling.window import ANSWERS, Window
+from chatpool._scheduling.window import ANSWERS, SOON, Window
 
 
 def confirmed(limit=4):
@@ -56,15 +56,34 @@ def test_request_beyond_it_that_fails_proves_nothing():
     assert not window.is_full(4)
 
 
-def test_one_more_is_tried_after_twenty_answers_for_each():
+def test_one_more_is_tried_after_two_answers_for_each_and_then_after_twenty():
+    """The first refusal may have been chance."""
     window = confirmed(4)
-    accept(window, ANSWERS * 4 - 1)
-    assert window.is_full(4)
-    accept(window, 1)
-    assert not window.is_full(4)
+    for answers in (SOON, ANSWERS, ANSWERS):
+        accept(window, answers * 4 - 1)
+        assert window.is_full(4)
+        accept(window, 1)
+        assert not window.is_full(4)
+        window.sent("probe", 4)
+        assert window.refused("probe", 4)
+        assert (window.limit, window.is_full(4)) == (4, True)
+
+
+def test_late_refusal_of_another_confirms_the_window_too():
+    """The probe overtook it on its way."""
+    window = Window()
+    window.suppose(4)
     window.sent("probe", 4)
-    assert window.refused("probe", 4)
-    assert (window.limit, window.is_full(4)) == (4, True)
+    assert window.refused("other", 4, is_near=True)
+    assert (window.limit, window.is_confirmed) == (4, True)
+
+
+def test_supposed_window_counts_only_requests_that_were_accepted():
+    window = Window()
+    window.suppose(7)
+    for _ in range(3):
+        window.suppose_less()
+    assert window.limit == 4
 
 
 def test_limit_that_is_gone_is_left_behind_in_a_few_steps():
