@@ -24,10 +24,6 @@ def model_list(names: Iterable[str]) -> dict[str, Any]:
     return {"object": "list", "data": [model(name) for name in names]}
 
 
-class BadBody(ValueError):
-    """A request's body that an endpoint refuses."""
-
-
 def model(name: str) -> dict[str, Any]:
     """Return one model."""
     return {"id": name, "object": "model", "created": _CREATED, "owned_by": "chatpool"}
@@ -72,7 +68,8 @@ def _inputs(body: Mapping[str, Any]) -> list[str | list[int]]:
 
 
 def _is_input(item: Any) -> bool:
-    return bool(item) and (isinstance(item, str) or all(isinstance(token, int) for token in item))
+    is_tokens = isinstance(item, list) and all(isinstance(token, int) for token in item)
+    return bool(item) and (isinstance(item, str) or is_tokens)
 
 
 def _vector(item: str | list[int], dimensions: int) -> array[float]:

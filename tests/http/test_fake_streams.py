@@ -122,11 +122,11 @@ def test_a_stream_without_a_finish_reason_or_done_is_retried(server):
 
 
 def test_a_slow_answer_outlasts_the_idle_timeout(server):
-    """Twelve words at twenty a second take longer than the idle timeout, but no pause does."""
-    server.script("ping", Reply("x " * 11 + "x", stream=Stream(tokens_per_second=20)))
-    result = ask(server, idle_timeout=IDLE)
+    """Forty-one words at twenty a second take two seconds: longer than the idle timeout, but no pause does."""
+    server.script("ping", Reply("x " * 40 + "x", stream=Stream(tokens_per_second=20)))
+    result = ask(server, idle_timeout=1.5)
     assert (result.finish_reason, result.attempts) == ("stop", 1)
-    assert result.elapsed > 0.5
+    assert result.elapsed >= 2
 
 
 def test_a_server_that_refuses_stream_options_is_asked_without_them():

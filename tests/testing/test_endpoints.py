@@ -98,6 +98,7 @@ def test_base64_holds_the_same_numbers(server):
         ({"input": ["a", ""]}, "input"),
         ({"input": [[1], []]}, "input"),
         ({"input": [None]}, "input"),
+        ({"input": ["a", 5]}, "input"),
         ({"input": ["a"] * 2049}, "input"),
         ({"input": "a", "dimensions": 0}, "dimensions"),
         ({"input": "a", "encoding_format": "hex"}, "encoding_format"),
