@@ -67,6 +67,7 @@ class Limiter:
         self._clean = 0  # requests accepted in a row
         self._not_before = self._cut_at = -math.inf
         self._measured = 0.0  # the latest rate: what the summary shows
+        self._has_answered = False  # the server has accepted a request
         self._is_proven = False  # so many were refused in a row that there is a limit
         self._trusts_delays = True  # a single refusal that asks for a delay means everybody
 
@@ -166,6 +167,7 @@ class Limiter:
             self._close_breaker(now)
         elif self.breaker.is_open:
             self.breaker.hurry(now)
+        self._has_answered = True
 
     def refused(self, now: float, call: Call, asked: float | None, announced: Sequence[Announced] = ()) -> float:
         """Note a refusal; the server asked for ``asked`` seconds, or named none. Return the call's own wait."""
@@ -352,6 +354,8 @@ class Limiter:
             self._meter.restart()
         elif self.pace.base:
             self.pace.resume(now)
+        elif not self._has_answered:
+            self._meter.restart()  # the server was not ready: that says nothing of a rate
         elif probes >= PROBES or self._opened_by.was_for_most():
             self._guess_pace(now)
         else:

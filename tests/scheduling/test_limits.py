@@ -56,6 +56,20 @@ def test_figures_name_the_limits_that_are_known():
 # How long is waited.
 
 
+@pytest.mark.parametrize("was_ready", [False, True])
+def test_server_that_was_not_ready_is_not_paced(was_ready):
+    """Such as one that loads its model: refusals before the first answer say nothing of a rate."""
+    limits = Limits(40)
+    if was_ready:
+        limits.accepted(0.0, send(limits, 0.0), None)
+    refuse_in_a_row(limits, 0.1)
+    limits.refused(1.1, send(limits, 1.1), rejection())
+    limits.accepted(3.2, send(limits, 3.2), None)
+    for _ in range(9):
+        send(limits, 3.2)
+    assert (limits.delay(3.2, FakeCall())[0] > 0) == was_ready
+
+
 def test_nothing_but_refusals_is_waited_out_for_five_times_max_wait():
     limits = Limits(4, longest_wait=10.0)
     assert limits.outage_left(0.0) == math.inf
