@@ -65,9 +65,11 @@ def test_server_that_was_not_ready_is_not_paced(was_ready):
     refuse_in_a_row(limits, 0.1)
     limits.refused(1.1, send(limits, 1.1), rejection())
     limits.accepted(3.2, send(limits, 3.2), None)
+    for now in (3.2, 3.3):  # the second is one more at once than before
+        send(limits, now)
     for _ in range(9):
-        send(limits, 3.2)
-    assert (limits.delay(3.2, FakeCall())[0] > 0) == was_ready
+        assert (limits.delay(3.4, FakeCall())[0] > 0) == was_ready
+        send(limits, 3.4)
 
 
 def test_nothing_but_refusals_is_waited_out_for_five_times_max_wait():
