@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from chatpool._limits.limits import Limits
 from chatpool._protocol.announced_limits import announced_limits
-from chatpool._scheduling.limits import Limits
 from chatpool.errors import InternalServerError, RateLimitError
 from chatpool.testing import (
     Announcing,

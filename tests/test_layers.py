@@ -15,6 +15,7 @@ LAYERS = [
     {"_version", "errors"},
     {"_protocol"},
     {"_http", "_files"},
+    {"_limits"},
     {"_scheduling"},
     {"pool"},
     {"_tables"},

@@ -15,10 +15,10 @@ from typing import Any
 
 from chatpool._files.history import History, read_history
 from chatpool._files.permissions import PRIVATE, make_private
+from chatpool._limits.limits import SLOTS
 from chatpool._protocol.prices import show_cost
 from chatpool._protocol.results import PathLike
 from chatpool._protocol.summary import plural
-from chatpool._scheduling.limits import SLOTS
 from chatpool._version import __version__
 from chatpool.errors import ConfigurationError
 

@@ -6,8 +6,9 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 
+from chatpool._limits.limits import BACK_OFF, SLOTS
+
 from .backlog import Backlog
-from .limits import BACK_OFF, SLOTS
 
 _NOTABLE = 0.1  # share of a run's time that calls were held back, from which on a limit is named
 

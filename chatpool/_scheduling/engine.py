@@ -16,13 +16,13 @@ from typing import Any, Callable
 
 from chatpool._http.resolver import Resolver
 from chatpool._http.session import Session, Transport, inherited_from_parent
+from chatpool._limits.limits import Limits
 from chatpool._protocol.request_builder import Request
 from chatpool._protocol.results import ChatResult
 from chatpool._protocol.settings import Settings
 from chatpool.errors import ConfigurationError, PoolClosedError
 
 from .job import Job, Reason, is_sending
-from .limits import Limits
 from .preload import preload
 from .reasons import exiting, pool_closed
 from .scheduler import Scheduler

@@ -16,6 +16,7 @@ import time
 from concurrent.futures import Future
 from typing import Any, Callable, NamedTuple
 
+from chatpool._limits.limits import Limits
 from chatpool._protocol.judgement import is_fatal_for_all, is_refusal
 from chatpool._protocol.results import ChatResult
 from chatpool.errors import CallError, NotSentError, SpendLimitError
@@ -26,7 +27,6 @@ from .bottleneck import Bottleneck
 from .call import Call, unsent
 from .callback_threads import CallbackThreads, Task
 from .job import FutureJob, Job, Reason, send_for
-from .limits import Limits
 from .reasons import (
     deadline_passed,
     exception_elsewhere,

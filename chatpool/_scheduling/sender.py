@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from chatpool._http.session import Transport
+from chatpool._limits.limits import Limits
 from chatpool._protocol.announced_limits import announced_limits
 from chatpool._protocol.judgement import is_outage_sign, is_refusal, is_transient
 from chatpool._protocol.prices import cost_of
@@ -34,7 +35,6 @@ from chatpool.errors import (
 )
 
 from .call import Call
-from .limits import Limits
 from .reasons import deadline_passed
 from .retry import back_off, delay_before_retry
 from .streaming import Streams

@@ -100,7 +100,7 @@ def test_endless_outage_ends_the_map_in_the_stated_time():
 
 
 def test_an_address_where_nobody_listens_is_not_waited_for_long(monkeypatch):
-    monkeypatch.setattr("chatpool._scheduling.outage.NOBODY_LISTENS", 0.5)
+    monkeypatch.setattr("chatpool._limits.outage.NOBODY_LISTENS", 0.5)
     with FakeChatServer() as server:
         url = server.url
     with ChatPool(20, base_url=url) as pool:
@@ -111,7 +111,7 @@ def test_an_address_where_nobody_listens_is_not_waited_for_long(monkeypatch):
 
 def test_a_server_that_still_loads_its_model_is_waited_for(monkeypatch):
     """It accepts connections and answers 503: that is an outage as any, although nothing was answered yet."""
-    monkeypatch.setattr("chatpool._scheduling.outage.NOBODY_LISTENS", 0.2)
+    monkeypatch.setattr("chatpool._limits.outage.NOBODY_LISTENS", 0.2)
     began = time.monotonic()
 
     def reply(request):

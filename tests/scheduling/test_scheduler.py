@@ -14,8 +14,8 @@ import time
 import pytest
 
 from chatpool import ChatPool, NotSentError
+from chatpool._limits.limits import Limits
 from chatpool._scheduling.backlog import Backlog
-from chatpool._scheduling.limits import Limits
 from chatpool._scheduling.sender import Sender
 from chatpool.testing import Reply
 from tests.conftest import chatpool_threads, wait_until

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from chatpool._scheduling.limits import ANNOUNCED, COOL_DOWN, PACE, WINDOW
+from chatpool._limits.limits import ANNOUNCED, COOL_DOWN, PACE, WINDOW
 from chatpool.testing import Announcing, FixedWindow, RateLimit, Together
 
 SOURCE = Path(__file__).parents[2] / "benchmarks" / "rate_limit.py"

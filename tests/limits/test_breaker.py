@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from chatpool._scheduling.breaker import Breaker
+from chatpool._limits.breaker import Breaker
 
 
 def opened(now=0.0, asked=None, first=1.0, longest=60.0, **when):

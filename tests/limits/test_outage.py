@@ -6,10 +6,10 @@ import math
 
 import pytest
 
-from chatpool._scheduling.outage import FEWEST, NOBODY_LISTENS, Outage
+from chatpool._limits.outage import FEWEST, NOBODY_LISTENS, Outage
 from chatpool.errors import APIConnectionError, InternalServerError
 
-from .limit_calls import FakeCall
+from .calls import FakeCall
 
 REFUSED = APIConnectionError("refused", code="connection_refused")
 RESET = APIConnectionError("reset", code="connection_reset")

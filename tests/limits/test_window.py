@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from chatpool._scheduling.window import ANSWERS, SOON, Window
+from chatpool._limits.window import ANSWERS, SOON, Window
 
 
 def confirmed(limit=4):

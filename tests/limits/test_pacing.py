@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from chatpool._scheduling.pacing import CUT, FORGET, Pace
+from chatpool._limits.pacing import CUT, FORGET, Pace
 
 
 def paced(rate=10.0, **fields):

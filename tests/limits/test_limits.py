@@ -6,11 +6,11 @@ import math
 
 import pytest
 
-from chatpool._scheduling.limits import COOL_DOWN, OUTAGE, REQUESTS, TOKENS, Limits
-from chatpool._scheduling.token_bucket import Budget
+from chatpool._limits.limits import COOL_DOWN, OUTAGE, REQUESTS, TOKENS, Limits
+from chatpool._limits.token_bucket import Budget
 from chatpool.errors import APIConnectionError
 
-from .limit_calls import FakeCall, rejection, send
+from .calls import FakeCall, rejection, send
 
 
 def refuse_in_a_row(limits, now, count=10, **fields):
