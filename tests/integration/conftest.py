@@ -30,7 +30,7 @@ http {{
     fastcgi_temp_path none;
     uwsgi_temp_path none;
     scgi_temp_path none;
-    log_format connections "$connection $connection_requests $status";
+    log_format connections "$request_method $connection $connection_requests $status";
     access_log access.log connections;
     proxy_http_version 1.1;
     proxy_set_header Connection "";

@@ -38,10 +38,11 @@ def gateway(make_nginx, behind):
 
 
 def connections(folder, requests):
-    """Return the number of answered requests of each connection, from nginx's log."""
+    """Return the number of answered prompts of each connection, from nginx's log."""
 
     def lines():
-        return [line.split() for line in (folder / "access.log").read_text().splitlines() if line.endswith("200")]
+        log = (folder / "access.log").read_text().splitlines()
+        return [line.split()[1:] for line in log if line.startswith("POST") and line.endswith("200")]
 
     assert wait_until(lambda: len(lines()) >= requests), f"{len(lines())} of {requests} are in the log"
     counts: dict[str, int] = {}
