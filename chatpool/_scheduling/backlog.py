@@ -30,10 +30,9 @@ class JobState:
         self.inner: set[Job] = set()  # jobs made by its parse
         self.reason: Reason | None = None  # why it was cancelled
         self.is_aborted = False  # cancelled together with what was in flight
-        # Nothing succeeds: only probes and their retries are sent, until it is clear whether anything can.
+        # Nothing succeeds: only probes are sent, until it is clear whether anything can.
         self.hopeless = HopelessRun(slots)
         self.is_held = False
-        self.probes: set[int] = set()  # indexes of prompts
         self.parked: list[Call] = []  # begun, and held
         self.is_saving = False  # its budget allows no other request until one in flight has cost less than reserved
 
@@ -53,9 +52,9 @@ class JobState:
     def add_probes(self) -> None:
         """Choose probes among the prompts that are left, and put them first."""
         lengths = {request.index: request.size for queue in self.queues.values() for request in queue.requests}
-        self.probes.update(self.hopeless.choose_probes(lengths))
+        probes = self.hopeless.choose_probes(lengths)
         for queue in self.queues.values():
-            queue.requests = deque(sorted(queue.requests, key=lambda request: request.index not in self.probes))
+            queue.requests = deque(sorted(queue.requests, key=lambda request: request.index not in probes))
 
     @property
     def has_requests(self) -> bool:
@@ -85,7 +84,7 @@ class Queue:
         state = self._state
         if state.is_saving:
             return False
-        return bool(self.requests) and (not state.is_held or self.requests[0].index in state.probes)
+        return bool(self.requests) and (not state.is_held or state.hopeless.awaits(self.requests[0].index))
 
     def take(self) -> Call | None:
         """Begin the next call; return None if none may begin."""

@@ -3,7 +3,7 @@
 The scheduler uses it in its own thread::
 
     run.observe(index, error)              for every attempt that failed, and with None for every answer
-    if run.should_hold():                  send nothing but probes and their retries
+    if run.should_hold():                  send nothing but what run.awaits(index)
         run.choose_probes(lengths)         once; returns which of the prompts that are left to send now
     error = run.verdict()                  if not None, end the map with it
 
@@ -66,11 +66,11 @@ class HopelessRun:
             self._is_answered = True
         elif _counts(error, is_final=is_final):
             self._count(index, error)
-        elif is_final and self._probes and index in self._probes:
+        elif is_final and self.awaits(index):
             self._let_go()
 
     def should_hold(self) -> bool:
-        """Whether only probes and their retries may be sent."""
+        """Whether only what the run ``awaits`` may be sent."""
         return not self._is_answered and self._attempts >= self._wanted and len(self._prompts) >= _FEWEST_PROMPTS
 
     @property
@@ -90,6 +90,10 @@ class HopelessRun:
         spread = [left[last * step // (_PROBES - 1)] for step in range(_PROBES)]
         self._probes = {min(left, key=lengths.__getitem__), *spread}
         return sorted(self._probes)
+
+    def awaits(self, index: int) -> bool:
+        """Whether a prompt is a probe that has not had the same error yet. One that has is held until the verdict."""
+        return self._probes is not None and index in self._probes
 
     def verdict(self) -> NotSentError | None:
         """Return the error that ends the run, if it is hopeless."""

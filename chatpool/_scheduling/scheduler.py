@@ -269,7 +269,7 @@ class Scheduler(Actor):
         if state is None:  # it was settled meanwhile
             lane.head = None
             return True
-        if state.is_held and call.index not in state.probes:
+        if state.is_held and not state.hopeless.awaits(call.index):
             lane.head = None
             state.parked.append(call)
             return True
