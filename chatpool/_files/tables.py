@@ -30,7 +30,7 @@ _TEXT_COLUMN = "prompt"  # of prompts that came without a column
 
 
 class Outcome(NamedTuple):
-    """A row's added cells. ``error``: why there is no answer. ``cost``: dollars, if they are known."""
+    """A row's added cells. ``error``: the error of a failed call. ``cost``: in dollars, None if unknown."""
 
     answer: Any = None
     error: str | None = None
