@@ -108,7 +108,7 @@ class RunLog:
 def ends_suffix(line: bytes, ends: Sequence[Mapping[str, Any]]) -> tuple[int, bytes]:
     """Return how many bytes of a line's end give way to which others, to add these ends to those that it has.
 
-    None, if our key is not the last one: another tool has rewritten the line.
+    0 and nothing if our key is not the last one: another tool has rewritten the line.
     """
     start = line.rfind(_TAIL_START)
     own = _load(b"{" + line[start + 2 :]) if start >= 0 else None

@@ -184,11 +184,6 @@ def estimate(payload: bytes, body: Mapping[str, Any]) -> TokenEstimate:
     return TokenEstimate((len(payload) - hidden) // BYTES_A_TOKEN, parts * TOKENS_A_PICTURE, longest_answer(body) or 0)
 
 
-def estimate_tokens(payload: bytes, body: Mapping[str, Any]) -> int:
-    """Return the sum of ``estimate``."""
-    return estimate(payload, body).total
-
-
 def _media(value: Any) -> tuple[int, int]:
     """Return the number of pictures, audio and files, and their bytes of base64."""
     if isinstance(value, dict):
