@@ -128,7 +128,7 @@ MEDIA = {
 
 @pytest.mark.parametrize("name", MEDIA)
 def test_pictures_audio_and_files_are_a_flat_guess(name):
-    """A picture of 110 kB is no 28,000 tokens, for which a budget of 30,000 a minute would never let it go."""
+    """A picture of 110 kB does not count as 28,000 tokens, which a budget of 30,000 a minute would hold back for long."""
     text = {"type": "text", "text": "x" * 4000}
     body = {"messages": [{"role": "user", "content": [text, MEDIA[name], MEDIA[name]]}], "max_tokens": 7}
     tokens = estimate(encode(body, "x"), body)
