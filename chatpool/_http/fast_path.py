@@ -26,13 +26,9 @@ _PIECE = 2**16  # bytes received at a time
 _ONE_SEND = 2**16  # bytes up to which a body is sent together with the head
 _HEAD = re.compile(rb"HTTP/1\.1 ([2-9]\d\d)(?: ([^\r\n]*))?\r\n((?:[!#-'*+\-.^-z|~0-9A-Z]+:[^\r\n]*\r\n)+)\r\n")
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
-_NOT_SIMPLE = re.compile(  # an event stream is read as it comes
-    rb"^(?:(?:transfer-encoding|content-encoding|upgrade):|content-type:[ \t]*text/event-stream)",
-    re.IGNORECASE | re.MULTILINE,
-)
-_LENGTH = re.compile(rb"^content-length:[ \t]*([^\r]*)", re.IGNORECASE | re.MULTILINE)
-_CLOSES = re.compile(rb"^connection:[^\r]*close", re.IGNORECASE | re.MULTILINE)
-_BODILESS = (204, 304)
+_NOT_SIMPLE = {"transfer-encoding", "content-encoding", "upgrade"}
+_Fields = dict[str, tuple[str, str]]  # a head: names in lower case, and for each the name as given and the value
+_BODILESS = (b"204", b"304")
 
 # Tools that watch every request of a process patch these: Sentry the first two, OpenTelemetry the third.
 _PUTREQUEST, _GETRESPONSE, _URLOPEN = HTTPConnection.putrequest, HTTPConnection.getresponse, HTTPConnectionPool.urlopen
@@ -55,6 +51,13 @@ def is_enabled() -> bool:
 def copy_headers(headers: CaseInsensitiveDict[str]) -> CaseInsensitiveDict[str]:
     """Copy headers. Their own copy() takes 2 µs a header, a tenth of a call's CPU time in all."""
     return _make_headers(_store_of(headers).copy())
+
+
+def lower_names(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return headers as a dict, by their names in lower case. Each look-up in requests' own kind takes 0.5 µs."""
+    if type(headers) is CaseInsensitiveDict:
+        return {lower: value for lower, (_, value) in _store_of(headers).items()}
+    return {name.lower(): value for name, value in headers.items()}
 
 
 def build_head(method: str, target: str, headers: Mapping[str, str]) -> bytes | None:
@@ -87,10 +90,12 @@ class FastResponse:
 
     version = 11
 
-    def __init__(self, status: int, reason: str, block: bytes, body: bytes) -> None:
-        self.status, self.reason, self.headers, self.whole_body = status, reason, _headers(block), body
-        self.is_last = _CLOSES.search(block) is not None  # the connection cannot be used again
-        self._block = block
+    def __init__(self, head: re.Match[bytes], fields: _Fields, body: bytes) -> None:
+        self.status, self.reason = int(head[1]), (head[2] or b"").decode("latin-1")
+        self.headers, self.whole_body = _make_headers(fields), body
+        # The connection cannot be used again.
+        self.is_last = "connection" in fields and "close" in fields["connection"][1].lower()
+        self._block = head[3]
         self._rest: io.BytesIO | None = None
 
     def read(self, amt: int | None = None, **_: Any) -> bytes:
@@ -122,8 +127,9 @@ def receive_rest(data: bytes, recv: Callable[[int], bytes]) -> FastResponse | by
     while not _END_OF_HEAD.search(data) and len(data) < _LARGEST_HEAD and (more := recv(_PIECE)):
         data += more
     found = _HEAD.match(data)
-    length = _length(found[3]) if found else None
-    if found is None or length is None or int(found[1]) in _BODILESS:
+    fields = _fields(found[3]) if found else {}
+    length = _length(fields)
+    if found is None or length is None or found[1] in _BODILESS:
         return data
     end = found.end() + length
     pieces, missing = [data], end - len(data)
@@ -133,35 +139,37 @@ def receive_rest(data: bytes, recv: Callable[[int], bytes]) -> FastResponse | by
     data = b"".join(pieces)
     if missing > 0:
         return data
-    reply = FastResponse(int(found[1]), (found[2] or b"").decode("latin-1"), found[3], data[found.end() : end])
+    reply = FastResponse(found, fields, data[found.end() : end])
     reply.is_last = reply.is_last or len(data) > end  # more would be taken for the next reply
     return reply
 
 
-def _store_of(headers: Any) -> dict[str, tuple[str, str]]:
-    """Return what a CaseInsensitiveDict keeps: names in lower case, and for each the name as given and the value."""
-    store: dict[str, tuple[str, str]] = headers._store
+def _store_of(headers: Any) -> _Fields:
+    """Return what a CaseInsensitiveDict keeps."""
+    store: _Fields = headers._store
     return store
 
 
-def _make_headers(store: dict[str, tuple[str, str]]) -> CaseInsensitiveDict[str]:
+def _make_headers(store: _Fields) -> CaseInsensitiveDict[str]:
     headers: Any = CaseInsensitiveDict.__new__(CaseInsensitiveDict)
     headers._store = store
     return headers  # type: ignore[no-any-return]
 
 
-def _headers(block: bytes) -> CaseInsensitiveDict[str]:
-    store: dict[str, tuple[str, str]] = {}
+def _fields(block: bytes) -> _Fields:
+    fields: _Fields = {}
     for line in block.decode("latin-1").split("\r\n")[:-1]:
         name, _, value = line.partition(":")
         key, value = name.lower(), value.strip(" \t")
-        store[key] = (name, f"{store[key][1]}, {value}" if key in store else value)
-    return _make_headers(store)
+        fields[key] = (name, f"{fields[key][1]}, {value}" if key in fields else value)
+    return fields
 
 
-def _length(block: bytes) -> int | None:
+def _length(fields: _Fields) -> int | None:
     """Return a simple body's length; None if the body is not simple."""
-    lengths = _LENGTH.findall(block)
-    if len(lengths) != 1 or not 0 < len(lengths[0]) < 8 or not lengths[0].isdigit() or _NOT_SIMPLE.search(block):
+    _, digits = fields.get("content-length", ("", ""))
+    if not (digits.isdecimal() and len(digits) < 8 and _NOT_SIMPLE.isdisjoint(fields)):
         return None
-    return int(lengths[0]) if int(lengths[0]) <= _LARGEST else None
+    if fields.get("content-type", ("", ""))[1].lower().startswith("text/event-stream"):
+        return None  # it is read as it comes
+    return int(digits) if int(digits) <= _LARGEST else None

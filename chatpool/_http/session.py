@@ -9,6 +9,7 @@ import warnings
 import weakref
 import zlib
 from collections import OrderedDict
+from collections.abc import Iterator
 from http.client import HTTPException
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Callable
@@ -29,7 +30,7 @@ from chatpool.errors import APIConnectionError, APITimeoutError, CallError, Conf
 from .cancel import CancelScope, current
 from .environment import find_route, resolve_environment
 from .failures import causes, forget_frames, is_of_the_wire, judge_failure, proxy_refusal
-from .fast_path import FastResponse, copy_headers
+from .fast_path import FastResponse, copy_headers, lower_names
 from .framing import MAX_BODY, BodyTooLarge
 from .keys import KeySource
 from .pools import PoolAdapter, use_our_pools
@@ -254,8 +255,8 @@ class Transport:
                 raise InvalidResponseError(message, status_code=status, code="too_large")
             raise failure
         if answer is not None and (is_stream or answer.takes(body)):
-            return answer.reply(status, response.headers, self.redact, self._shown_url)
-        return Reply(status, response.headers, body, self.redact, self._shown_url)
+            return answer.reply(status, lower_names(response.headers), self.redact, self._shown_url)
+        return Reply(status, lower_names(response.headers), body, self.redact, self._shown_url)
 
     def _translate(self, error: BaseException, scope: CancelScope) -> CallError:
         kind, code, message = judge_failure(error, self._route)
@@ -283,8 +284,15 @@ def _close_response() -> None:
         response.close()
 
 
+class _OwnSession(requests.Session):
+    """Looks for no redirect in each reply, because none is followed."""
+
+    def resolve_redirects(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        return iter(())
+
+
 def _new_session() -> requests.Session:
-    session = requests.Session()
+    session = _OwnSession()
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # a jar that fills up slows every call
     return session
 

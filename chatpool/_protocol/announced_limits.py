@@ -52,7 +52,7 @@ def announced_limits(headers: Mapping[str, str], now: float) -> list[Announced]:
     ``now``: seconds since 1970, for resets that are points in time; a ``Date`` header comes first. What makes no sense,
     such as a negative rest or no rest at all, is left out.
     """
-    fields = {lower: headers[name] for name in headers if _NAMES in (lower := name.lower())}
+    fields = {lower: value for name, value in headers.items() if _NAMES in (lower := name.lower())}
     if not fields:
         return []
     now = server_time(headers, now)

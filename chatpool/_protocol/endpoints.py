@@ -11,8 +11,6 @@ from .shown import show_name
 # Fields with the answer of other endpoints: responses; completions; embeddings and images; moderations and reranking;
 # Cohere's embeddings.
 ANSWER_FIELDS = ("output", "choices", "data", "results", "embeddings")
-# Fields in which gateways keep the finish reason that they translated.
-_NATIVE_REASONS = ("native_finish_reason", "provider_specific_fields")
 
 
 class Answer(NamedTuple):
@@ -100,14 +98,13 @@ def _response_reason(document: dict[str, Any]) -> str | None:
 
 
 def _finish_reason(choice: dict[str, Any]) -> str | None:
-    native = next((reason for reason in _native_reasons(choice) if finish_meaning(reason) == BROKEN_OFF), None)
-    return _in_openais_words(native or choice.get("finish_reason"))
-
-
-def _native_reasons(choice: dict[str, Any]) -> list[Any]:
     """LiteLLM translates DeepSeek's insufficient_system_resource to stop, and keeps it in an inner object."""
-    first, inner = (choice.get(name) for name in _NATIVE_REASONS)
-    return [first, inner.get("native_finish_reason") if isinstance(inner, dict) else None]
+    inner = choice.get("provider_specific_fields")
+    for fields in (choice, inner) if isinstance(inner, dict) else (choice,):
+        native = fields.get("native_finish_reason")  # in which gateways keep the one that they translated
+        if native and finish_meaning(native) == BROKEN_OFF:
+            return _in_openais_words(native)
+    return _in_openais_words(choice.get("finish_reason"))
 
 
 def _in_openais_words(reason: Any) -> str | None:

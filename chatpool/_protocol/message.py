@@ -6,6 +6,7 @@ from typing import Any
 
 # Fields that are an answer without text.
 ANSWER_FIELDS = ("tool_calls", "function_call", "audio", "images", "image", "videos")
+_ANSWER_FIELDS = frozenset(ANSWER_FIELDS)
 # Fields with the model's reasoning. The first that has text counts: OpenRouter sends two of them.
 REASONING_FIELDS = (
     "reasoning_content",  # DeepSeek, vLLM, SGLang, Moonshot, Qwen
@@ -37,17 +38,19 @@ def content_text(content: Any) -> str | None:
 def has_other_content(message: dict[str, Any]) -> bool:
     """Whether a message has an answer other than text: tool calls, images, audio."""
     content = message.get("content")
-    parts = content if isinstance(content, list) else []
-    return any(message.get(name) for name in ANSWER_FIELDS) or any(_is_other(part) for part in parts)
+    if isinstance(content, list) and any(_is_other(part) for part in content):
+        return True
+    return not _ANSWER_FIELDS.isdisjoint(message) and any(message.get(name) for name in ANSWER_FIELDS)
 
 
 def reasoning_text(message: dict[str, Any]) -> str | None:
     """Return the reasoning of a message, or None. ``<think>`` in the text is left there."""
-    found = next((text for name in REASONING_FIELDS if (text := _joined(message.get(name)))), "")
+    for name in REASONING_FIELDS:
+        if (value := message.get(name)) and (text := _joined(value)):
+            return text
     content = message.get("content")
-    if not found and isinstance(content, list):
-        found = "".join(_joined(part) for part in content if _type_of(part) in _REASONING_PARTS)
-    return found or None
+    parts = content if isinstance(content, list) else ()
+    return "".join(_joined(part) for part in parts if _type_of(part) in _REASONING_PARTS) or None
 
 
 def refusal_text(message: dict[str, Any]) -> str | None:
@@ -55,9 +58,11 @@ def refusal_text(message: dict[str, Any]) -> str | None:
     refusal, content = message.get("refusal"), message.get("content")
     if isinstance(refusal, str) and refusal.strip():
         return refusal
-    parts = content if isinstance(content, list) else []
-    said = [part.get("refusal") for part in parts if _type_of(part) == "refusal"]
-    return next((text for text in said if isinstance(text, str) and text.strip()), None)
+    for part in content if isinstance(content, list) else ():
+        refusal = part.get("refusal") if _type_of(part) == "refusal" else None
+        if isinstance(refusal, str) and refusal.strip():
+            return refusal
+    return None
 
 
 def _type_of(part: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 import math
 import time
@@ -16,8 +15,6 @@ from .results import Usage
 from .shown import LONGEST_MESSAGE, escape_lines, is_page, page_text, show_message, show_name
 from .usage import read_usage
 from .waits import header_delay, hinted_delay
-
-codecs.lookup("utf-8-sig")  # load it now: at the first reply, there may be no file descriptors left to open it
 
 _REQUEST_ID_HEADERS = (
     "x-request-id", "request-id", "apim-request-id", "x-ms-request-id", "x-amzn-requestid", "x-oneapi-request-id",
@@ -36,7 +33,7 @@ def _unchanged(text: str) -> str:
 class Reply:
     """A complete HTTP reply.
 
-    ``headers``: lookups ignore case. ``redact``: removes secrets from a text. ``base_url``: safe to show.
+    ``headers``: with names in lower case. ``redact``: removes secrets from a text. ``base_url``: safe to show.
     """
 
     is_stream = False
@@ -88,10 +85,10 @@ class Reply:
     @property
     def request_id(self) -> str | None:
         """The server's id of the request, from a header or the body."""
-        found = next((value for name in _REQUEST_ID_HEADERS if (value := self.headers.get(name))), None)
-        if found is None and isinstance(self.document, dict):
-            found = self.document.get("request_id")
-        return self._name(found)
+        for name in _REQUEST_ID_HEADERS:
+            if found := self.headers.get(name):
+                return self._name(found)
+        return self._name(self.document.get("request_id")) if isinstance(self.document, dict) else None
 
     @property
     def retry_after(self) -> float | None:
@@ -154,7 +151,7 @@ class Reply:
 def _parse_body(body: bytes) -> tuple[Any, str | None]:
     """Return a body's JSON, or the reason why it is not valid. A byte order mark or blank lines may precede it."""
     try:
-        text = body.decode("utf-8-sig")
+        text = body.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         return None, f"{type(error).__name__}: {error}"
     return parse_json(text)
@@ -162,13 +159,13 @@ def _parse_body(body: bytes) -> tuple[Any, str | None]:
 
 def parse_json(text: str) -> tuple[Any, str | None]:
     """Return the JSON of a text, or the reason why it is not valid."""
-    reason = "it is empty"
-    for decoder in (_decoder, _lenient_decoder) if text.strip() else ():
+    reason = ""
+    for decoder in (_decoder, _lenient_decoder):
         try:
             return decoder.decode(text), None
         except (ValueError, RecursionError) as error:  # invalid JSON, a huge integer; too many levels
             reason = f"{type(error).__name__}: {error}"
-    return None, reason
+    return None, reason if text.strip() else "it is empty"
 
 
 def _finite(digits: str) -> float | None:

@@ -19,7 +19,7 @@ USAGE_FIELDS = {
     "cached_tokens cache_read_input_tokens",  # OpenAI's two APIs, DeepSeek, Moonshot, Anthropic
     "reasoning": "completion_tokens_details.reasoning_tokens output_tokens_details.reasoning_tokens reasoning_tokens",
 }
-_PATHS = {kind: [name.split(".") for name in names.split()] for kind, names in USAGE_FIELDS.items()}
+_PATHS = {kind: [name.partition(".")[::2] for name in names.split()] for kind, names in USAGE_FIELDS.items()}
 
 
 def read_usage(document: Any) -> Usage | None:
@@ -49,10 +49,10 @@ def read_count(value: Any) -> int:
 
 
 def _find(usage: Mapping[str, Any], kind: str) -> int:
-    for path in _PATHS[kind]:
-        value: Any = usage
-        for name in path:
-            value = value.get(name) if isinstance(value, dict) else None
-        if count := read_count(value):
+    for name, inner in _PATHS[kind]:
+        value = usage.get(name)
+        if value and inner:
+            value = value.get(inner) if isinstance(value, dict) else None
+        if value and (count := read_count(value)):
             return count
     return 0
