@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import sys
 import time
 from typing import Any
 
@@ -26,6 +27,8 @@ KEEP_ALIVE = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, s
     for option, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 60), ("TCP_KEEPCNT", 5))
     if hasattr(socket, option)
 ]
+_SO_MEMINFO = 55  # of Linux, see sock_diag(7); its first four bytes: how much memory the bytes take that wait to be read
+_ESTABLISHED = b"\x01"
 # With these a server ends a connection that it no longer reads from. What it sent before counts.
 _HANG_UPS = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
@@ -43,6 +46,12 @@ class AbortableConnection:
     last: Seen | None = None  # the latest that was read
     _guard: socket.socket | None = None  # a second handle on the socket while it is being connected
     _is_unread = False  # the server has closed before it read the whole request
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the server has neither closed the connection nor sent anything since the last reply."""
+        is_quiet = isinstance(self.sock, socket.socket) and _is_quiet(self.sock)
+        return is_quiet or super().is_connected  # type: ignore[misc]  # HTTPConnection's, which polls
 
     def connect(self) -> None:
         scope: CancelScope | None = getattr(current, "scope", None)
@@ -163,6 +172,21 @@ class AbortableConnection:
         scope: CancelScope | None = getattr(current, "scope", None)
         if scope is not None and self.last is not None:
             scope.is_stale = time.monotonic() - self.asked_at < _STALE_WITHIN
+
+
+def _is_quiet(sock: socket.socket) -> bool:
+    """Whether nothing waits in a socket, neither a byte nor its end. False if this system does not say.
+
+    A poll would answer that as well. But it lets go of the interpreter lock, and to get that back takes a thread of a
+    busy pool longer than all else that it does before it sends.
+    """
+    if sys.platform != "linux":
+        return False
+    try:
+        is_open = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == _ESTABLISHED
+        return is_open and not any(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 4))
+    except OSError:  # no TCP, or another kernel that is only called Linux
+        return False
 
 
 def _connect(scope: CancelScope, connection: Any) -> socket.socket:
