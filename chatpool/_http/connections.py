@@ -27,7 +27,7 @@ KEEP_ALIVE = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1), (socket.SOL_SOCKET, s
     for option, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 60), ("TCP_KEEPCNT", 5))
     if hasattr(socket, option)
 ]
-_SO_MEMINFO = 55  # of Linux, see sock_diag(7); its first four bytes: how much memory the bytes take that wait to be read
+_SO_MEMINFO = 55  # of Linux, see sock_diag(7); its first four bytes: the memory of what waits to be read
 _ESTABLISHED = b"\x01"
 # With these a server ends a connection that it no longer reads from. What it sent before counts.
 _HANG_UPS = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)

@@ -78,11 +78,14 @@ def build_head(method: str, target: str, headers: Mapping[str, str]) -> bytes | 
 
 def send(sock: Any, head: bytes, body: bytes) -> None:
     """Send a request."""
-    if len(body) <= _ONE_SEND:
-        sock.sendall(head + body)
+    if len(body) > _ONE_SEND:
+        sock.sendall(head)
+        sock.sendall(body)
         return
-    sock.sendall(head)
-    sock.sendall(body)
+    data = head + body
+    sent = sock.send(data)  # which costs less than an SSLSocket's sendall
+    if sent < len(data):
+        sock.sendall(data[sent:])
 
 
 class FastResponse:

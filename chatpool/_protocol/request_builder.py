@@ -14,12 +14,15 @@ from .requests import (
     build_body,
     check_shape,
     encode,
+    encode_text,
     estimate,
     longest_answer,
     path_of,
 )
 from .results import Estimate
 from .settings import Settings
+
+_AFTER_TEXT = b"}]}"  # the ends of a message, of the messages, and of the body
 
 
 class Request:
@@ -51,6 +54,7 @@ class RequestBuilder:
         self.params = {**settings.params, **params}
         self._model, self._prices = settings.model, settings.prices
         self._default_model = str(self.params.get("model", settings.model))
+        self._before_text: bytes | None = None  # the body of a str, up to its text
 
     def request(self, index: int, prompt: Any) -> Request:
         """Check a prompt. Raises TypeError or ValueError, with its index, if it cannot be sent."""
@@ -67,7 +71,8 @@ class RequestBuilder:
     def payload(self, request: Request) -> bytes:
         """Return the encoded body."""
         if request.payload is None:
-            request.payload = encode(self.body(request.prompt), f"prompt {request.index}")
+            encode_prompt = self._encode_text if type(request.prompt) is str else self._encode
+            request.payload = encode_prompt(request.prompt, f"prompt {request.index}")
         return request.payload
 
     def price(self, request: Request) -> Price | None:
@@ -83,6 +88,15 @@ class RequestBuilder:
         if price is None:
             return 0.0
         return price.most(len(payload) + estimate(payload, body).media, longest_answer(body) or 0)
+
+    def _encode(self, prompt: Any, name: str) -> bytes:
+        return encode(self.body(prompt), name)
+
+    def _encode_text(self, text: str, name: str) -> bytes:
+        """Encode only the text: it comes last in the body, and all else is the same for each str."""
+        if self._before_text is None:
+            self._before_text = self._encode("", name).removesuffix(b'""' + _AFTER_TEXT)
+        return self._before_text + encode_text(text) + _AFTER_TEXT
 
     def _model_of(self, prompt: Any) -> str:
         fields = prompt.prompt if isinstance(prompt, BatchRequest) else prompt

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from json.encoder import encode_basestring_ascii
 from typing import Any, NamedTuple, Union
 
 Prompt = Union[str, list[dict[str, Any]], dict[str, Any]]
@@ -130,6 +131,11 @@ def encode(value: Any, name: str) -> bytes:
         raise TypeError(f"{name} cannot be sent as JSON: {error}") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} cannot be sent as JSON: {error}") from None
+
+
+def encode_text(text: str) -> bytes:
+    """Return the JSON of a text, as ``encode`` does."""
+    return encode_basestring_ascii(text).encode("ascii")
 
 
 def streamed(payload: bytes, level: int) -> bytes | None:

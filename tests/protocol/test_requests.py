@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from chatpool import ChatPool
+from chatpool._protocol.request_builder import RequestBuilder
 from chatpool._protocol.requests import (
     BatchRequest,
     build_body,
@@ -105,6 +107,18 @@ def test_every_character_can_be_sent():
     """Lone surrogates and other scripts are escaped."""
     text = "naïve 日本 \ud800 😀"
     assert json.loads(encode(text, "x")) == text
+
+
+@pytest.mark.parametrize("settings", [{}, {"system": 'be "brief" é', "params": {"temperature": 0, "stop": ['"}]}']}}])
+@pytest.mark.parametrize(
+    "text", ["", "ping", '"}]}', "naïve 日本 \ud800 😀", '\\ " \n \x00 \x7f \u2028', "x" * 100_000]
+)
+def test_body_of_a_str_is_the_same_whether_encoded_at_once_or_in_parts(text, settings):
+    """All but the text is encoded once for a whole map."""
+    pool = ChatPool(base_url="http://server/v1", api_key="sk-test", **settings)
+    builder = RequestBuilder(pool._settings, {})
+    for _ in range(2):
+        assert builder.payload(builder.request(0, text)) == encode(builder.body(text), "x")
 
 
 def test_estimate_counts_prompt_and_longest_answer():
