@@ -47,8 +47,10 @@ class Repeats:
         if last is None:
             self._learn(seen.mark())
             return False
-        is_alike = (last.status, last.checksum) == (seen.status, seen.checksum)
-        return is_alike and (mark := seen.mark()) is not None and mark == last.mark() and mark not in self._usual
+        if (last.status, last.checksum) != (seen.status, seen.checksum):
+            return False
+        mark = seen.mark()
+        return mark is not None and mark not in self._usual and mark == last.mark()
 
     def _learn(self, mark: Any) -> None:
         if len(self._firsts) + len(self._usual) >= _MOST:

@@ -28,10 +28,11 @@ _AFTER_TEXT = b"}]}"  # the ends of a message, of the messages, and of the body
 class Request:
     """One prompt on its way. ``payload`` and ``digest`` are filled in by the first who needs them."""
 
-    __slots__ = ("digest", "index", "model", "payload", "prompt")
+    __slots__ = ("digest", "index", "model", "path", "payload", "prompt")
 
     def __init__(self, index: int, prompt: Any, model: str) -> None:
         self.index, self.prompt, self.model = index, prompt, model
+        self.path = path_of(prompt)  # that the body is posted to, as a Batch file names it
         self.payload: bytes | None = None  # the encoded body
         self.digest: str | None = None  # by which a journal finds its answer
 
@@ -39,11 +40,6 @@ class Request:
     def size(self) -> int:
         """The length of the prompt, for comparing it with others."""
         return len(self.prompt) if isinstance(self.prompt, str) else len(self.payload or b"")
-
-    @property
-    def path(self) -> str:
-        """The path that the body is posted to, as a Batch file names it."""
-        return path_of(self.prompt)
 
 
 class RequestBuilder:
