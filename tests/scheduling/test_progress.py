@@ -79,6 +79,7 @@ def test_progress_can_be_forced_on_and_off(make_pool, capsys):
 
 def test_bar_in_a_notebook(pool, monkeypatch, capsys):
     """In a Jupyter kernel there is a bar though stderr is no terminal; without ipywidgets, a text bar."""
+    monkeypatch.setattr("tqdm.notebook.IProgress", None)  # another test may have loaded it with ipywidgets
     shell = type("ZMQInteractiveShell", (), {})()
     monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
     pool.map(["a"])
