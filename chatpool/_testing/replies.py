@@ -18,6 +18,7 @@ from .chunks import chunk_events, is_completion
 from .endpoints import embeddings
 from .responses import is_response, response, response_events
 from .streams import Event, Stream
+from .text_completions import is_text_completion, text_completion, text_events
 from .wire import End, Step, head
 
 _POLL = 0.005  # seconds between two looks at a request that a test expects to be cancelled
@@ -92,7 +93,10 @@ class Reply:
         if request.endpoint == "/embeddings":
             return embeddings(request.body, self.usage)
         completion = self._completion(request)
-        return response(completion, request.body) if request.endpoint == "/responses" else completion
+        if request.endpoint == "/responses":
+            return response(completion, request.body)
+        is_chat = request.path.partition("?")[0].endswith("/chat/completions")
+        return completion if is_chat else text_completion(completion)
 
     def _completion(self, request: Request) -> dict[str, Any]:
         text = request.prompt if self.text is None else self.text
@@ -224,10 +228,11 @@ def _events(document: Any, body: Mapping[str, Any]) -> Iterable[Event] | None:
     """Return the events that stream a document; None if it is not one that streams."""
     if is_response(document):
         return response_events(document)
-    if not is_completion(document):
-        return None
     options = body.get("stream_options")
-    return chunk_events(document, isinstance(options, dict) and bool(options.get("include_usage")))
+    include_usage = isinstance(options, dict) and bool(options.get("include_usage"))
+    if is_text_completion(document):
+        return text_events(document, include_usage)
+    return chunk_events(document, include_usage) if is_completion(document) else None
 
 
 def _encode(document: Any) -> bytes:

@@ -10,6 +10,8 @@ from array import array
 import pytest
 import requests
 
+from chatpool import ChatPool
+from chatpool._protocol.requests import BatchRequest
 from chatpool.testing import FakeChatServer, Reply, Stream
 
 
@@ -119,6 +121,32 @@ def test_fewer_dimensions_are_the_beginning_of_more(server):
 def test_a_text_is_the_prompt_of_a_script(server):
     server.script("one", Reply(status=503))
     assert post(server, "/embeddings", input="one").status_code == 503
+
+
+# Text completions.
+
+
+def test_a_text_completion_has_a_text(server):
+    document = post(server, "/completions", model="m", prompt="one two").json()
+    assert (document["object"], document["model"], document["id"][:5]) == ("text_completion", "m", "cmpl-")
+    assert document["choices"] == [{"text": "one two", "index": 0, "logprobs": None, "finish_reason": "stop"}]
+    assert document["usage"] == {"prompt_tokens": 2, "completion_tokens": 2, "total_tokens": 4}
+
+
+def test_a_streamed_text_completion_is_the_same_in_pieces(server):
+    server.script("one two", Reply("three four", finish_reason="length"))
+    lines = post(server, "/completions", prompt="one two", stream=True, stream_options={"include_usage": True}).text
+    *events, done = [line.removeprefix("data: ") for line in lines.split("\n") if line]
+    chunks = [json.loads(event) for event in events]
+    assert done == "[DONE]"
+    assert [[choice["text"] for choice in chunk["choices"]] for chunk in chunks] == [["three"], [" four"], [""], []]
+    assert chunks[2]["choices"][0]["finish_reason"] == "length"
+    assert chunks[-1]["usage"]["completion_tokens"] == 2
+
+
+def test_chatpool_reads_a_text_completion(server):
+    with ChatPool(2, base_url=server.url) as pool:
+        assert pool.map([BatchRequest({"prompt": "ping", "model": "m"}, "a", "/v1/completions")]) == ["ping"]
 
 
 # Responses.
