@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import tracemalloc
 
 import pytest
@@ -580,13 +581,19 @@ def test_child_forked_while_a_line_is_written_may_close_its_iterator(server, poo
         write(journal, line)
 
     monkeypatch.setattr(Journal, "_write", slow_disk)
+    server.script("a", Reply("a", delay=0.5))  # imap sends what follows before this one is answered
+    server.script("slow", Reply("slow", delay=1.0))
     answers = pool.imap(["a", "slow"], journal=path)
     assert next(answers).value == "a"
     assert is_writing.wait(20)
     child = os.fork()
     if child == 0:
         signal.alarm(20)
-        answers.close()
+        try:
+            answers.close()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     may_go_on.set()
