@@ -366,3 +366,11 @@ def test_reply_over_tls_is_read_in_pieces(trusted_server):
     with ChatPool(1, base_url=trusted_server.url) as pool:
         assert pool.map(["a", "b"]) == [text, "b"]
     assert trusted_server.connections == 1
+
+
+@pytest.mark.parametrize("size", [10, 16_000, 17_000, 60_000, 70_000, 1_000_000])
+def test_request_over_tls_leaves_whole(trusted_server, size):
+    """TLS takes 16 kB at a time."""
+    texts = [letter * size for letter in "ab"]
+    with ChatPool(2, base_url=trusted_server.url) as pool:
+        assert pool.map(texts * 2) == texts * 2
