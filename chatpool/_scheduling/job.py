@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, _base
 from queue import Empty, SimpleQueue
 from typing import Any, Callable, Optional, Protocol
 
@@ -321,7 +321,7 @@ class FutureJob(Job):
 class _Condition(threading.Condition):
     """Its ``with`` calls the lock's own methods, which are written in C, so that no signal handler runs within them.
 
-    Condition's are written in Python. Ctrl-C in the middle of ``future.done()`` could leave the lock taken, and the
+    Condition's are written in Python. Ctrl-C in the middle of ``future.result()`` could leave the lock taken, and the
     scheduler would wait for it for ever.
     """
 
@@ -336,6 +336,18 @@ class _Future(Future[ChatResult]):
         super().__init__()
         self._condition = _Condition()
         self._job: FutureJob | None = job
+
+    # Future's own methods take the lock for these. Ctrl-C in a thread that polls would leave it taken: since Python 3.14
+    # it can come between the call that takes the lock and the ``with`` block that releases it.
+
+    def done(self) -> bool:
+        return self._state in (_base.CANCELLED, _base.CANCELLED_AND_NOTIFIED, _base.FINISHED)
+
+    def running(self) -> bool:
+        return self._state == _base.RUNNING
+
+    def cancelled(self) -> bool:
+        return self._state in (_base.CANCELLED, _base.CANCELLED_AND_NOTIFIED)
 
     def add_done_callback(self, fn: Callable[[Future[ChatResult]], Any]) -> None:
         job = self._job
