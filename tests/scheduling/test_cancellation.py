@@ -157,6 +157,11 @@ def test_interrupt_while_futures_are_polled_blocks_nothing(server, make_pool):
     def interrupt(*args):
         raise KeyboardInterrupt
 
+    def poll(futures):
+        ends = time.monotonic() + 1  # Python drops an interrupt that comes within a finalizer
+        while time.monotonic() < ends:
+            all(future.done() for future in futures)
+
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
         for number in range(20):
@@ -164,9 +169,7 @@ def test_interrupt_while_futures_are_polled_blocks_nothing(server, make_pool):
             futures = [pool.submit("a") for _ in range(100)]
             with contextlib.suppress(KeyboardInterrupt):
                 signal.setitimer(signal.ITIMER_REAL, 0.005 + 0.001 * number)
-                ends = time.monotonic() + 1  # Python drops an interrupt that comes within a finalizer
-                while time.monotonic() < ends:
-                    all(future.done() for future in futures)
+                poll(futures)
             closer = threading.Thread(target=pool.close, daemon=True)
             closer.start()
             closer.join(10)
