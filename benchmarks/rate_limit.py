@@ -4,7 +4,10 @@ python benchmarks/rate_limit.py [NAME …]             simulated, in seconds of 
 python benchmarks/rate_limit.py --real [NAME …]      with ChatPool and FakeChatServer, in real time
 python benchmarks/rate_limit.py --openai [NAME …]    likewise, and the OpenAI SDK in threads beside it
 
-The limits are not announced: 40 workers send all prompts as fast as they may. NAME: a part of a shape's name.
+With --rounds 3, shapes that take less than 20 s are played three times, by turns with each client; medians are shown.
+With --jitter 0.2, the times of the simulation vary by about a fifth. NAME: a part of a shape's name.
+
+The limits are not announced: 40 workers send all prompts as fast as they may.
 """
 
 from __future__ import annotations
@@ -42,7 +45,9 @@ from chatpool.testing import (
 
 WORKERS, MOST_TRIES, MOST_SENDS, MAX_WAIT = 40, 6, 30, 60.0  # the pool's defaults, but for the workers
 SEND = 0.0003  # seconds that it takes to send a request
+SHORT = 20  # seconds: such shapes are played in several rounds
 REFUSE = 0.002  # seconds until a refusal is back
+TRAVEL = 0.0005  # seconds that a request is on its way, on average, where times vary
 
 
 # The shapes.
@@ -120,7 +125,7 @@ SHAPES = {
     "refused for ever": Shape(RandomRefusals(1), lambda: plain(5), 0.2, 0, 5 * MAX_WAIT, lost=5),
     "windows of 60 s": Shape(FixedWindow(100, 60, 1), lambda: plain(250), 0.2, 120, 132, refusals=100),
     "windows of 60 s, from the middle": Shape(
-        FixedWindow(100, 60, passed=30), lambda: plain(250), 0.2, 90, 100, refusals=100
+        FixedWindow(100, 60, passed=30), lambda: plain(250), 0.2, 90, 135, refusals=100
     ),
     "windows of 60 s, announced": Shape(
         FixedWindow(100, 60, passed=30, announced=True), lambda: plain(250), 0.2, 90, 94.5, refusals=5
@@ -177,20 +182,35 @@ class World:
 
 
 class Server:
-    """Takes ``latency`` seconds for an answer, and ``refuse`` seconds for a refusal."""
+    """Takes ``latency`` seconds for an answer, and ``refuse`` seconds for a refusal.
 
-    def __init__(self, limit: Limit, latency: float, refuse: float = REFUSE) -> None:
+    ``jitter``: all times vary by about this share, and requests overtake one another on their way.
+    """
+
+    def __init__(
+        self, limit: Limit, latency: float, refuse: float = REFUSE, *, jitter: float = 0.0, seed: int = 0
+    ) -> None:
         self.limit, self.latency, self.refuse = copy.deepcopy(limit), latency, refuse
         self.in_flight = 0
+        self._jitter, self._random = jitter, random.Random(seed)
 
     def receive(self, world: World, prompt: Prompt, reply: Callable[[Prompt, Reply], None]) -> None:
+        if self._jitter:
+            world.at(world.now + self._random.expovariate(1 / TRAVEL), self._check, world, prompt, reply)
+        else:
+            self._check(world, prompt, reply)
+
+    def _check(self, world: World, prompt: Prompt, reply: Callable[[Prompt, Reply], None]) -> None:
         refusal = self.limit.check(prompt.request, world.now, self.in_flight)
         if refusal is not None:
-            world.at(world.now + self.refuse, reply, prompt, refusal)
+            world.at(world.now + self._vary(self.refuse), reply, prompt, refusal)
             return
         self.in_flight += 1
         answer = Reply(headers=self.limit.headers(world.now))
-        world.at(world.now + self.latency, self._answer, prompt, answer, reply)
+        world.at(world.now + self._vary(self.latency), self._answer, prompt, answer, reply)
+
+    def _vary(self, seconds: float) -> float:
+        return seconds * self._random.lognormvariate(-(self._jitter**2) / 2, self._jitter)  # its mean is 1
 
     def _answer(self, prompt: Prompt, answer: Reply, reply: Callable[[Prompt, Reply], None]) -> None:
         self.in_flight -= 1
@@ -215,6 +235,10 @@ class Pool:
         self._in_flight = 0
         self._busy_until, self._wakes_at = -math.inf, math.inf
         world.at(world.now, self._dispatch)
+
+    @property
+    def is_done(self) -> bool:
+        return self._left == 0
 
     def _dispatch(self) -> None:
         now = self.world.now
@@ -318,15 +342,19 @@ class Pool:
         self._left = 0
 
 
-def simulate(shape: Shape, *, seed: int = 0, refuse: float = REFUSE, workers: int = WORKERS) -> Outcome:
-    """Play a shape; ``refuse``: seconds until a refusal is back."""
+def simulate(
+    shape: Shape, *, seed: int = 0, refuse: float = REFUSE, workers: int = WORKERS, jitter: float = 0.0
+) -> Outcome:
+    """Play a shape; ``refuse``: seconds until a refusal is back; ``jitter``: as ``Server`` has it."""
     limit = shape.limit
     if isinstance(limit, RandomRefusals):
         limit = RandomRefusals(limit.share, limit.retry_after, limit.status, seed)
     world, prompts = World(), shape.prompts()
-    pool = Pool(world, Server(limit, shape.latency, refuse), prompts, workers=workers, seed=seed)
+    server = Server(limit, shape.latency, refuse, jitter=jitter, seed=seed)
+    pool = Pool(world, server, prompts, workers=workers, seed=seed)
     world.run()
     outcome = pool.outcome
+    assert pool.is_done, "nothing is sent any more"
     outcome.figures = pool.limits.figures()
     if shape.model is not None:
         outcome.seconds = max(outcome.ended[prompt.index] for prompt in prompts if prompt.model == shape.model)
@@ -398,6 +426,15 @@ def with_openai(url: str, prompts: list[Prompt], model: str | None) -> tuple[flo
 # The table.
 
 
+def median(outcomes: Sequence[Outcome]) -> Outcome:
+    """Return the median of each figure."""
+    middle = {
+        name: sorted(getattr(outcome, name) for outcome in outcomes)[len(outcomes) // 2]
+        for name in ("seconds", "lost", "refusals")
+    }
+    return Outcome(**middle)
+
+
 def row(name: str, shape: Shape, outcomes: Sequence[Outcome]) -> str:
     cells = [name, f"{shape.ideal:g}", f"{shape.seconds:g}"]
     for outcome in outcomes:
@@ -411,6 +448,8 @@ def main() -> None:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--real", action="store_true")
     parser.add_argument("--openai", action="store_true")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--jitter", type=float, default=0.0)
     args = parser.parse_args()
     clients = {"chatpool": with_chatpool} if args.real or args.openai else {}
     if args.openai:
@@ -420,7 +459,11 @@ def main() -> None:
     print(f"| limit | ideal s | goal s | {' | '.join(columns)} |\n|---{'|---' * (2 + len(columns))}|")
     for name, shape in SHAPES.items():
         if not args.names or any(part in name for part in args.names):
-            outcomes = [measure(shape, client) for client in clients.values()] or [simulate(shape)]
+            outcomes = [simulate(shape, jitter=args.jitter)]
+            if clients:
+                rounds = args.rounds if shape.ideal < SHORT else 1
+                played = [[measure(shape, client) for client in clients.values()] for _ in range(rounds)]
+                outcomes = [median(each) for each in zip(*played)]
             print(row(name, shape, outcomes))
             sys.stdout.flush()
     if not args.names and not clients:

@@ -17,7 +17,7 @@ class Breaker:
         self.probe: Any = None  # the request that probes
         self.probes = 0  # that failed
         self.failed_at = 0.0  # when the latest request failed
-        self._next, self._not_before, self._step = 0.0, -math.inf, math.inf
+        self._next, self._not_before = 0.0, -math.inf
         self._may_hurry = False
 
     @property
@@ -25,15 +25,10 @@ class Breaker:
         """Whether it is open."""
         return self.since is not None
 
-    def open(
-        self, now: float, since: float, asked: float | None, not_before: float = -math.inf, step: float = math.inf
-    ) -> None:
-        """Open it. ``asked``: the delay that the server asked for.
-
-        ``not_before``: no probe comes earlier, as far as is known; ``step``: from then on they come so often.
-        """
+    def open(self, now: float, since: float, asked: float | None, not_before: float = -math.inf) -> None:
+        """Open it. ``asked``: the delay that the server asked for; ``not_before``: no probe comes earlier."""
         self.since, self.probe, self.probes, self.failed_at = since, None, 0, now
-        self._not_before, self._step, self._may_hurry = not_before, step, asked is None
+        self._not_before, self._may_hurry = not_before, asked is None
         self._next = max(now + min(self._first if asked is None else asked, self._longest), not_before)
 
     def close(self) -> None:
@@ -49,7 +44,7 @@ class Breaker:
         assert self.since is not None
         self.probe, self.failed_at, self._may_hurry = None, now, False
         self.probes += 1
-        wait = min(max(asked or self._first, min((now - self.since) * GROWTH, self._step)), self._longest)
+        wait = min(max(asked or self._first, (now - self.since) * GROWTH), self._longest)
         self._next = max(self._next, self._not_before, now + wait)
 
     def ask(self, now: float, asked: float) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 CERTAIN = 7  # prompts refused in a row, with none accepted in between, are no chance: where three in ten requests are
 # refused at random, so long a row begins with one refusal in 1,400
 NEARLY = 9, 0.85  # nor are so many, of so large a share of the requests: replies overtake one another
-MORE = 5  # more are needed while refusals seem to come at random
 SHUT = 12  # requests in a row, though of a few prompts: nothing is accepted any more
 SERIOUS = 5  # in a row may be a limit: a prompt waits longer each time, so as not to spend its attempts on it
 LEAKY = 10, 0.7  # of so many requests a smaller share was refused: others are accepted meanwhile
@@ -20,9 +19,11 @@ LEAKY = 10, 0.7  # of so many requests a smaller share was refused: others are a
 # Of the pace.
 USELESS = 1 / 3  # of the share without a pace: if so large a share is refused with one, the pace does not help
 PROOF, FEWEST = 3, 10  # refusals below the pace, and requests without one, before this is known
-TRIAL, MANY = 16, 0.2  # refusals below the pace, and their share: then it is tried without one, in any case
 SAMPLE = 20  # requests of such a trial before it is judged
 MOST = 0.6  # of them refused: so many are no chance
+CROWD = 0.22  # a smaller share may come of other clients: they would get less if this one did not slow down, too
+EXCESS = 0.1  # of the requests: so many more than by chance may be refused, and the pace is not cut
+RUN = 30  # times the chance: so many refusals beyond that cut it; chance alone takes some hundred requests for that
 FADE = 200  # requests, after which older ones count half
 
 # Of one prompt.
@@ -38,6 +39,7 @@ class Row:
         self.sent = 0  # the number of the latest request, when sending paused because of this row
         self._requests = 0
         self.calls: set[int] = set()
+        self.is_cut = False  # the pace was cut because of it
         self.is_fresh = False  # a prompt's first request is among them
         self._is_own = True  # others passed all of these prompts by before: it is their own case
 
@@ -56,11 +58,11 @@ class Row:
         self.first += 1
         self._begin += 1
 
-    def is_certain(self, more: int = 0) -> bool:
+    def is_certain(self) -> bool:
         """Whether so many refusals in a row must come from a limit."""
         refused, sent = len(self.calls), self.last - self.first + 1
-        is_long = refused >= CERTAIN + more and refused >= sent
-        is_dense = refused >= NEARLY[0] + more and refused >= NEARLY[1] * sent
+        is_long = refused >= CERTAIN and refused >= sent
+        is_dense = refused >= NEARLY[0] and refused >= NEARLY[1] * sent
         is_shut = self._requests >= max(SHUT, self.last - self._begin + 1)
         return is_shut or ((is_long or is_dense) and not self._is_own)
 
@@ -110,30 +112,56 @@ class Comparison:
     def __init__(self) -> None:
         self.is_trial = False  # refusals seem to come at random, whatever the pace is
         self._patience = 1  # times as much has to be seen before the next trial
+        self._excess = 0.0  # refusals more than come by chance, lately: a cumulative sum ("CUSUM", Page, 1954)
         self.reset()
 
     def reset(self) -> None:
         """Forget what was counted."""
         self._free, self._below = Share(), Share()
+        self._rows = 0  # of refusals below the pace
 
     def sent(self, *, is_free: bool, is_below: bool) -> None:
         """Count a request. Between the two, at a pace that may be too fast, nothing is counted."""
+        self._excess = max(0.0, self._excess - self.chance - EXCESS)
         if is_free:
             self._free.count()
         elif is_below:
             self._below.count()
 
+    @property
+    def chance(self) -> float:
+        """The share of requests that are refused whatever the pace, as far as is known."""
+        if self.is_trial:
+            return min(self._free.value, MOST) if self._free.sent >= SAMPLE else 0.0
+        if self._rows < PROOF:
+            return 0.0
+        return min((self._below.refused - 1) / max(self._below.sent, FEWEST), MOST)
+
+    def refused(self) -> None:
+        """Count a refusal with a pace."""
+        self._excess += 1
+
+    @property
+    def is_excess(self) -> bool:
+        """Whether more were refused lately than come by chance."""
+        return self.chance < CROWD or self._excess > RUN * self.chance
+
+    def restart(self) -> None:
+        """Count more than chance from zero: the pace was cut."""
+        self._excess = 0.0
+
     def refused_free(self) -> None:
         """Count a refusal without a pace."""
         self._free.refused += 1
 
-    def refused_below(self) -> None:
-        """Count a refusal below the pace."""
+    def refused_below(self, *, is_first: bool) -> None:
+        """Count a refusal below the pace. ``is_first``: of a row; one row may have a cause of its own."""
         self._below.refused += 1
+        self._rows += is_first
 
     def certain(self, share: float, *, is_free: bool) -> None:
         """Note the share of refusals when a limit was met for certain."""
-        self._below = Share()
+        self._below, self._rows = Share(), 0
         if is_free:
             self._free.refused = max(self._free.refused, share * self._free.sent)
 
@@ -141,8 +169,7 @@ class Comparison:
     def calls_for_trial(self) -> bool:
         """Whether going without a pace may be as good."""
         refused = self._below.refused / self._patience
-        is_useless = refused >= PROOF and self._free.sent >= FEWEST and not self._helps
-        return is_useless or (refused >= TRIAL and self._below.value >= MANY)
+        return refused >= PROOF and self._free.sent >= FEWEST and not self._helps
 
     def begin_trial(self) -> None:
         """Go without a pace from now on."""
@@ -156,6 +183,7 @@ class Comparison:
     def end_trial(self) -> None:
         """Pace again."""
         self.is_trial, self._below = False, Share()
+        self._rows = 0
         self._patience *= 2
 
     @property

@@ -12,7 +12,7 @@ from chatpool._protocol.announced_limits import Announced
 
 from .announced import Announcements
 from .breaker import Breaker
-from .evidence import MORE, Comparison, Row, Suspects
+from .evidence import Comparison, Row, Suspects
 from .meter import REQUESTS, TOKENS, Meter
 from .own_wait import FEW, wait_for_chance, wait_for_limit
 from .pacing import Pace
@@ -32,7 +32,6 @@ TOLERANCE = 1.1  # times the measured rate at most: where nothing is saved up, a
 DEEPEST = 0.5  # of the pace is left after one refusal, at least: one measure may be wrong
 STRAYS = 50  # requests: two rows of refusals within so many are no strays
 PROBES = 2  # of a pause failed: it is a limit, though few prompts were refused
-CLEAN = 50  # requests accepted in a row: what refused some of them is over
 IN_TURN = 4  # every so many requests, a suspect waits for the pace: without a turn, a tight limit never has room for it
 IDLE = 60.0  # seconds without a request: the measure begins again
 HOLD = 0.05  # seconds for which sending pauses at most until it is known what came of the requests in flight
@@ -64,8 +63,8 @@ class Limiter:
         self._opened_by: Row | None = None  # the row that opened the breaker
         self._strays: deque[int] = deque(maxlen=2)  # numbers of requests at the ends of rows that proved nothing
         self._paused_at = 0  # the number of the latest request when the latest pause began, or ended
-        self._clean = 0  # requests accepted in a row
         self._not_before = self._cut_at = -math.inf
+        self._answered_at = -math.inf  # an answer came, and not to the probe of a pause
         self._measured = 0.0  # the latest rate: what the summary shows
         self._has_answered = False  # the server has accepted a request
         self._is_proven = False  # so many were refused in a row that there is a limit
@@ -82,7 +81,11 @@ class Limiter:
         self._settle(now)
         if now < self._not_before:
             return self._not_before - now, COOL_DOWN
-        waits = [(self._announced.delay(now, call.tokens), ANNOUNCED), (self._window_delay(now), WINDOW)]
+        waits = [
+            (self._announced.delay(now, call.tokens), ANNOUNCED),
+            (self._window_delay(now), WINDOW),
+            (self._round_delay(now), COOL_DOWN),
+        ]
         takes_turn = call.attempts % IN_TURN == 0 and not self._sizes.is_futile(call)
         if takes_turn or not self._is_apart(call):
             waits.append((self.pace.delay(now, self._sizes.of(call)), PACE))
@@ -109,6 +112,16 @@ class Limiter:
             self.window.probe_accepted()
         return max(wait, SOON) if self.window.is_full(self._wire.in_flight) else 0.0
 
+    def _round_delay(self, now: float) -> float:
+        delay, probe = self._rounds.delay(now), self._rounds.probe
+        if delay <= 0 or probe is None:
+            return delay
+        wait: float = probe.sent_at + SURE * self._wire.decided - now
+        if wait <= 0:
+            self._rounds.probe_accepted()
+            return self._rounds.delay(now)
+        return min(delay, wait)
+
     def _is_apart(self, call: Call) -> bool:
         """Whether a prompt is refused for its own sake: it says nothing of a limit, and no pace helps it."""
         is_too_large = self._sizes.is_too_large(call) and self._suspects.knows(call)
@@ -121,6 +134,7 @@ class Limiter:
         if now - self._wire.sent_at > IDLE and not self.breaker.is_open:
             self._meter.forget()
         self._announced.sent(now, call)
+        self._rounds.sent(now, call, is_paused=self.breaker.is_open)
         self.window.sent(call, self._wire.in_flight)
         is_free, is_below, is_apart = self.pace.rate is None, self.pace.is_below, self._is_apart(call)
         self._wire.sent(now, call, is_free=is_free, is_below=is_below, is_apart=is_apart)
@@ -141,8 +155,9 @@ class Limiter:
         request = self._wire.gone(call)
         self.window.gone(call)
         self._announced.gone(now, call)
-        if self.breaker.probe is call:
-            self.breaker.probe = None
+        for each in (self.breaker, self._rounds):
+            if each.probe is call:
+                each.probe = None
         if request is not None and not request.is_apart:
             self._meter.not_accepted(call.sent_at, call.tokens)
 
@@ -160,12 +175,12 @@ class Limiter:
         for each in (self._suspects, self._sizes, self.window):
             each.accepted(call)
         self._wire.accepted(request)
-        self._clean += 1
-        if self._clean >= CLEAN:
-            self._end_chance()
+        if self._rounds.probe is call:
+            self._rounds.probe_accepted()
         if self.breaker.probe is call:
             self._close_breaker(now)
-        elif self.breaker.is_open:
+        else:
+            self._answered_at = now
             self.breaker.hurry(now)
         self._has_answered = True
 
@@ -175,7 +190,7 @@ class Limiter:
         if request is None:
             return asked or 0.0
         self._wire.refused(now - call.sent_at)
-        self._clean = 0
+        self._rounds.refused(call.sent_at)
         self._count_refusal(now, call, request)
         is_announced = self._announced.refused(now, call)
         self._announced.update(now, announced, request, self._wire.total)
@@ -190,7 +205,8 @@ class Limiter:
             if request.is_free:
                 self._comparison.refused_free()
         accepted, is_large = self._wire.latest_accepted(now), self._sizes.is_large(call)
-        self._suspects.refused(call, self._wire.number, accepted, self._paused_at, is_large=is_large)
+        if self._rounds.size is None:
+            self._suspects.refused(call, self._wire.number, accepted, self._paused_at, is_large=is_large)
 
     def _own_wait(self, call: Call, *, is_own: bool) -> float:
         is_serious = self._row is not None and self._row.is_serious
@@ -208,12 +224,13 @@ class Limiter:
         if self.breaker.is_open:
             self._note_while_open(now, call, request.number, asked)
             return False
-        probe = self.window.probe
-        is_near = probe is not None and abs(probe.sent_at - call.sent_at) <= self._wire.decided
-        if self.window.refused(call, self._wire.in_flight, is_near=is_near):
-            self._explain_by_window()
+        tried_for_more = self._rounds.probe is call
+        if tried_for_more and self._rounds.probe_refused(now, asked):
+            row = self._begin_row(now, call, request)
+            row.add(call, request.number)
+            self._open_breaker(now, row, asked)
             return False
-        if is_announced:
+        if self._is_explained_by_window(call) or is_announced or tried_for_more:
             return False
         if request.is_apart or self._is_apart(call):
             if self._row is not None:
@@ -224,17 +241,26 @@ class Limiter:
         row = self._row = self._row or self._begin_row(now, call, request)
         was_passed = self._suspects.was_passed(call) and not self._is_proven
         row.add(call, request.number, was_passed=was_passed)
+        self._cut_for(now, call, row)
         means_all = asked is not None and self._trusts_delays and not was_passed and self._is_free
-        if means_all or row.is_certain(MORE if self._comparison.is_trial else 0):
+        if means_all or row.is_certain():
             self._open_breaker(now, row, asked)
             return False
         self._wait_for_more(now, call, row)
         return was_passed or self._comparison.is_trial
 
-    def _explain_by_window(self) -> None:
-        """Drop a pace that was guessed from refusals that the window explains. One at once may be a pace, too."""
-        if self.pace.known is None and self.window.limit is not None and self.window.limit > 1:
-            self.pace.drop()
+    def _is_explained_by_window(self, call: Call) -> bool:
+        """Whether the window explains a refusal. Then other limits that were guessed are dropped."""
+        probe = self.window.probe
+        is_near = probe is not None and abs(probe.sent_at - call.sent_at) <= self._wire.decided
+        if not self.window.refused(call, self._wire.in_flight, is_near=is_near):
+            return False
+        if self.window.limit is not None and self.window.limit > 1:  # one at once may be a pace, too
+            if self.pace.known is None:
+                self.pace.drop()
+            if not self._rounds.is_sure:
+                self._rounds.drop()
+        return True
 
     @property
     def _is_free(self) -> bool:
@@ -242,6 +268,8 @@ class Limiter:
         return self.pace.rate is None and not self._comparison.is_trial
 
     def _note_while_open(self, now: float, call: Call, number: int, asked: float | None) -> None:
+        if self._rounds.probe is call:
+            self._rounds.probe = None
         if self.breaker.probe is call:
             self.breaker.failed(now, asked)
         elif self._opened_by is not None and number <= self._opened_by.sent:
@@ -252,7 +280,10 @@ class Limiter:
 
     def _compare(self, now: float, call: Call, request: Sent) -> None:
         if request.is_below and call.sent_at > self._cut_at:
-            self._comparison.refused_below()
+            before = self._comparison.chance
+            self._comparison.refused_below(is_first=self._row is None and self._sizes.unit == REQUESTS)
+            if self._comparison.chance and not before and self.pace.known is not None:
+                self.pace.set(now, self.pace.known, 1.0, is_known=True, chance=self._comparison.chance)
         if self._comparison.has_failed:
             self._comparison.end_trial()
             self.pace.resume(now)
@@ -266,17 +297,16 @@ class Limiter:
         self._meter.refused(now, call.tokens)
         if self._sizes.changes_unit(call):
             self._change_unit()
-        if self.pace.rate is not None and call.sent_at > self._cut_at:
-            self._cut(now, self._sizes.of(call))
         return Row(now, request.number)
 
     def _wait_for_more(self, now: float, call: Call, row: Row) -> None:
         """Have the next request wait until it is known what came of those in flight, if the row may become certain."""
-        if not self._comparison.is_trial and row.is_leaky():
+        is_decided = now - row.began >= self._wire.decided  # refusals overtake one another
+        if not self._comparison.is_trial and is_decided and row.is_leaky():
             self._end_row(now)
         elif self._is_free:
             took = now - call.sent_at
-            self._not_before = max(self._not_before, now + min(took * len(row.calls), HOLD))
+            self._not_before = max(self._not_before, now + min(took, HOLD))
 
     def _settle(self, now: float) -> None:
         """End a row of refusals if a request that was sent after it was accepted."""
@@ -286,33 +316,35 @@ class Limiter:
     def _end_row(self, now: float) -> None:
         """Begin to pace with the second of two rows that are close together."""
         row, self._row = self._row, None
-        if row is None or not row.is_fresh or not self._is_free:
+        if row is None or not row.is_fresh or not self._is_free or self._rounds.size is not None:
             return
         self._strays.append(self._wire.number)
         if len(self._strays) == 2 and self._wire.number - self._strays[0] <= STRAYS:
             self._cut(now, 1.0)
 
-    def _end_chance(self) -> None:
-        """Refusals came at random, and come no more."""
-        self._clean = 0
-        if self._comparison.is_trial:
-            self._comparison.is_trial = False
-            self._comparison.reset()
-            self.pace.drop()
-
     # The pace.
+
+    def _cut_for(self, now: float, call: Call, row: Row) -> None:
+        """Cut the pace if this refusal says that it is too fast, once for each row."""
+        if self.pace.rate is None or call.sent_at <= self._cut_at:
+            return
+        self._comparison.refused()
+        if not row.is_cut and self._comparison.is_excess:
+            row.is_cut = True
+            self._cut(now, self._sizes.of(call))
 
     def _cut(self, now: float, size: float) -> None:
         """Pace by what was measured from one refusal to the next, or halve the pace if that is far lower."""
         rate, is_known = self._meter.rate(self._sizes.unit, size), self._meter.is_enough(self._sizes.unit, size)
+        self._comparison.restart()
         self._measured = rate
         if self.pace.rate is not None and rate < self.pace.rate:
-            most = self._meter.rate_without_pauses(self._sizes.unit, size) if is_known else 0.0
+            most = self._meter.rate_without_pauses(self._sizes.unit, size)
             rate = max(min(self.pace.rate, max(TOLERANCE * rate, most)), DEEPEST * self.pace.rate)
         if is_known:
             self._meter.restart()
         self._cut_at = now
-        self.pace.set(now, rate, size, is_known=is_known)
+        self.pace.set(now, rate, size, is_known=is_known, chance=self._comparison.chance)
 
     def _guess_pace(self, now: float) -> None:
         """Pace by what was accepted until now, the pause included: a guess, as a burst may have been part of it."""
@@ -338,18 +370,19 @@ class Limiter:
             self._comparison.certain(row.share(row.last), is_free=self.pace.rate is None)
         if self._comparison.is_trial:
             self._comparison.end_trial()
-        self.breaker.open(now, row.began, asked, *self._rounds.next())
-        self.window.suppose(self._wire.in_flight)
+        self.breaker.open(now, row.began, asked, self._rounds.closed(now, len(row.calls)))
+        if not self._rounds.is_sure:
+            self.window.suppose(self._wire.in_flight)
 
     def _close_breaker(self, now: float) -> None:
-        """Go on after a pause: at full speed if the limit comes back all at once, else at the pace that it allows."""
+        """Go on after a pause: as fast as a period allows if there is one, else at a pace."""
         since, probes, failed_at = self.breaker.since, self.breaker.probes, self.breaker.failed_at
         assert since is not None
         assert self._opened_by is not None
         self.breaker.close()
         self._row, self._paused_at = None, self._wire.number
         self._meter.paused += now - since
-        if self._rounds.begin(since, failed_at, now, self._meter.counted, len(self._opened_by.calls)):
+        if self._comes_in_rounds(now, since, failed_at, probes):
             self.pace.drop()
             self._meter.restart()
         elif self.pace.base:
@@ -361,6 +394,16 @@ class Limiter:
         else:
             self._trusts_delays = False
             self._strays.append(self._wire.number)
+
+    def _comes_in_rounds(self, now: float, since: float, failed_at: float, probes: int) -> bool:
+        """Whether so many requests are allowed in a period. If an answer made room, they are rather so many at once."""
+        may_be_window = probes >= PROBES and self._answered_at > failed_at
+        if may_be_window and self._rounds.size is None:
+            return False
+        found = self._rounds.opened(now, since, failed_at, probes)
+        if found and self._rounds.is_sure:
+            self.window.drop()
+        return found
 
     # For the summary.
 

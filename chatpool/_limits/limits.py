@@ -5,14 +5,16 @@ and with none accepted in between, come from a limit: sending pauses, and one re
 A single refusal that asks for a delay pauses everybody, too, unless such a pause proved needless. Refusals among
 requests that are accepted are followed by a pace slightly below what the server accepts. If about as many come with the
 pace as without, they come at random: the pace is dropped, and each of those prompts backs off by itself
-(``own_wait.py``). So does a prompt that is refused again and again while others as large are accepted.
+(``own_wait.py``). So does a prompt that is refused again and again while others as large are accepted. If many come at
+random beside a limit, the pace is cut only for more than that (``Comparison.is_excess``).
 
 **Two limits hold, and the narrower decides.** The *pace*, in requests or tokens a second (``pacing.py``): it starts
 from what the server accepted from one refusal to the next (``meter.py``), and grows along a cubic curve. The
 *window*, in requests at once (``window.py``): what was in flight when the refusals began. One request beyond it shows
-which of the two it is, because a limit on requests a second accepts that one. A limit whose requests come back all at
-once is met at full speed when its next round begins, which is known from the rounds before (``rounds.py``). Limits that
-replies announce are kept before they are exceeded, as far as they prove true (``announced.py``).
+which of the two it is, because a limit on requests a second accepts that one. Where nothing is accepted for seconds, so
+many requests are allowed in a *period*, and a request is sent when the one as many before it is that old
+(``rounds.py``). Limits that replies announce are kept before they are exceeded, as far as they prove true
+(``announced.py``).
 
 All of this is per model (``limiter.py``). The **outage** (``outage.py``), when nothing but connection failures and
 server errors comes back, is the server's: it is probed likewise. Both are waited out for five times ``max_wait``. The

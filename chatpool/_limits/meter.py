@@ -65,14 +65,9 @@ class Meter:
 
     # After a refusal.
 
-    @property
-    def counted(self) -> float:
-        """How many requests were accepted in the measure, up to the latest refusal."""
-        return self._gain(REQUESTS)
-
     def is_enough(self, unit: int, size: float) -> bool:
         """Whether so much was accepted that its rate is known."""
-        return self.counted >= ENOUGH and self._gain(unit) >= SIZES * size
+        return self._gain(REQUESTS) >= ENOUGH and self._gain(unit) >= SIZES * size
 
     def rate(self, unit: int, size: float) -> float:
         """Return how much was accepted a second, up to the latest refusal, which was of a request of this size."""

@@ -14,7 +14,7 @@ STEADY = 5  # requests' time, at least, until it is back at the rate: it hardly 
 SHORTEST, LONGEST = 5.0, 120.0  # seconds until then
 UNSURE = 2.0  # seconds that the shortest is for a rate measured with fewer requests than enough
 FIRST = 1.0  # seconds that it is for a guess, which may be far too low
-BELOW = 0.998  # of the known rate: what is slower counts as below it
+BELOW = 0.98  # of the known rate: what is slower counts as below it
 
 
 class Pace:
@@ -27,24 +27,29 @@ class Pace:
         self.rate: float | None = None  # a second; None: no pace is kept
         self.known: float | None = None  # the latest rate that was measured, not guessed
         self.base = 0.0  # the rate that the server takes, measured or guessed
-        self._began, self._period = 0.0, SHORTEST
+        self._began, self._period, self._cut = 0.0, SHORTEST, CUT
         self._level, self._filled_at, self._largest = 0.0, 0.0, 1.0
 
     def guess(self, now: float, rate: float, size: float) -> None:
         """Keep to a rate that the server may take."""
         self._start(now, rate, STEADY / 4 * size, FIRST)
 
-    def set(self, now: float, rate: float, size: float, *, is_known: bool) -> None:
-        """Keep to a rate that was measured. ``is_known``: with enough requests."""
+    def set(self, now: float, rate: float, size: float, *, is_known: bool, chance: float = 0.0) -> None:
+        """Keep to a rate that was accepted. ``is_known``: it was measured with enough requests.
+
+        ``chance``: the share that is refused whatever the pace, so that more may be sent than is accepted. The rate
+        starts below what was accepted all the same: how many are refused there shows whether the share is right.
+        """
         if is_known:
             self.known = rate
-            self._start(now, rate, STEADY * size, SHORTEST)
+            self._start(now, rate, STEADY * size, SHORTEST, chance)
         else:
-            self._start(now, rate, STEADY / 4 * size, UNSURE)
+            self._start(now, rate, STEADY / 4 * size, UNSURE, chance)
 
-    def _start(self, now: float, rate: float, steady: float, shortest: float) -> None:
+    def _start(self, now: float, rate: float, steady: float, shortest: float, chance: float = 0.0) -> None:
         self._period = min(max(steady / rate, shortest), LONGEST)
-        self.base, self._began, self.rate = rate, now, (1 - CUT) * rate
+        self.base, self._cut = rate / (1 - chance), 1 - (1 - CUT) * (1 - chance)
+        self.resume(now)
 
     def suspend(self) -> None:
         """Keep no pace for now."""
@@ -53,7 +58,7 @@ class Pace:
     def resume(self, now: float) -> None:
         """Begin the growth again, after a pause or without having kept a pace."""
         self._began = now
-        self.rate = (1 - CUT) * self.base or None
+        self.rate = (1 - self._cut) * self.base or None
 
     def drop(self) -> None:
         """Forget the pace."""
@@ -80,7 +85,7 @@ class Pace:
         self._largest = max(self._largest, size)
         self._fill(now)
         elapsed = (now - self._began) / self._period
-        self.rate = self.base * (1 - CUT * (1 - elapsed) ** 3)
+        self.rate = self.base * (1 - self._cut * (1 - elapsed) ** 3)
         if self.known is not None and self.rate > FORGET * self.base:
             self.drop()
             return 0.0

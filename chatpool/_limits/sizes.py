@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from .meter import REQUESTS, TOKENS, Meter
@@ -20,8 +21,8 @@ class Sizes:
         self.largest = 0  # tokens of the largest request that was accepted
         self._meter = meter
         self._weight = 0
-        self._spares_others = True  # no prompt that is not too large was refused: the limit is not on tokens a second
-        self._too_large: set[int] = set()  # prompts that were refused and are too large, by their ids
+        self._smallest = math.inf  # tokens of the smallest request that was refused
+        self._refused: set[int] = set()  # prompts that were refused, by their ids; only so many
 
     def of(self, call: Any) -> float:
         """Return the size of a request, in the limit's unit."""
@@ -42,20 +43,18 @@ class Sizes:
 
     def is_futile(self, call: Any) -> bool:
         """Whether a request is too large, and only such ones were refused, at least two of them."""
-        return self._spares_others and len(self._too_large) >= FUTILE and self.is_too_large(call)
+        spares_others = self._smallest > TOO_LARGE * self.largest  # so the limit is not on tokens a second
+        return spares_others and len(self._refused) >= FUTILE and self.is_too_large(call)
 
     def accepted(self, call: Any) -> None:
         """Note that the server accepted a request."""
-        if self.is_too_large(call):
-            self._too_large.clear()
         self.largest = max(self.largest, call.tokens)
 
     def refused(self, call: Any) -> None:
         """Note a refusal."""
-        if not self.is_too_large(call):
-            self._spares_others = self._spares_others and not self.largest
-        elif len(self._too_large) < FUTILE:
-            self._too_large.add(id(call))
+        self._smallest = min(self._smallest, call.tokens)
+        if len(self._refused) < FUTILE:
+            self._refused.add(id(call))
 
     def changes_unit(self, call: Any) -> bool:
         """Note that a row of refusals begins with this one; return whether the unit is another one now."""

@@ -5,24 +5,18 @@ The shapes, their goals and the simulation are those of ``benchmarks/rate_limit.
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
 from chatpool._limits.limits import ANNOUNCED, COOL_DOWN, PACE, WINDOW
-from chatpool.testing import Announcing, FixedWindow, RateLimit, Together
+from chatpool._testing.limits import refusal
+from chatpool.testing import Announcing, FixedWindow, RandomRefusals, RateLimit, Together
 
-SOURCE = Path(__file__).parents[2] / "benchmarks" / "rate_limit.py"
-SPEC = importlib.util.spec_from_file_location("rate_limit", SOURCE)
-rate_limit = importlib.util.module_from_spec(SPEC)
-sys.modules["rate_limit"] = rate_limit  # data classes look their module up
-SPEC.loader.exec_module(rate_limit)
+from .simulation import rate_limit
+
 SHAPES = rate_limit.SHAPES
-# Goals that are missed, with what is reached; see docs/performance.md.
-MISSED = {"sliding window, refusals count": 1.05, "tokens": 1.02}
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -31,8 +25,36 @@ def test_a_limit_is_met_within_its_goal(name):
     shape = SHAPES[name]
     outcome = rate_limit.simulate(shape)
     assert outcome.lost == shape.lost
-    assert outcome.seconds <= shape.seconds * MISSED.get(name, 1)
+    assert outcome.seconds <= shape.seconds
     assert outcome.refusals <= shape.refusals
+
+
+# Where times vary: goals that allow for the slowest of the last answers, and for a seed in which more is refused.
+WITH_JITTER = {
+    "20 a second, long answers": 1.05,
+    "tokens": 1.06,
+    "tokens, exact delays": 1.06,
+    "seven windows of 60 s": 1.14,
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_so_it_is_where_times_vary(name):
+    """As they do in practice: answers by a fifth, and requests overtake one another."""
+    shape = SHAPES[name]
+    for seed in range(3):
+        outcome = rate_limit.simulate(shape, seed=seed, refuse=0.004, jitter=0.2)
+        assert outcome.lost == shape.lost
+        assert outcome.seconds <= shape.seconds * WITH_JITTER.get(name, 1.02)
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("name", ["30 of 300 always refused", "30 of 300 too long", "3 of 300 always refused"])
+def test_prompts_that_are_always_refused_hold_nobody_up(name, seed):
+    shape = SHAPES[name]
+    outcome = rate_limit.simulate(shape, seed=seed, refuse=0.004, jitter=0.2)
+    assert outcome.lost == shape.lost
+    assert outcome.seconds <= shape.seconds
 
 
 @pytest.mark.parametrize("name", ["1 in 10 refused at random", "3 in 10 refused at random"])
@@ -59,20 +81,37 @@ def test_prompts_of_a_tight_limit_are_not_lost_at_its_end(refuse):
     ("name", "cause", "figure"),
     [
         ("20 a second", PACE, "rate limit of 20 requests a second"),
-        ("tokens", PACE, "rate limit of 1,300 tokens a second"),
+        ("tokens", PACE, "rate limit of 1,[3-6]00 tokens a second"),
         ("4 at once, else 503", WINDOW, "the server takes 4 at once"),
         ("10 at once, else 529", WINDOW, "the server takes 10 at once"),
-        ("windows of 60 s", COOL_DOWN, "rate limit of 100 requests in 59 s"),
-        ("windows of 60 s, announced", ANNOUNCED, "rate limit of 100 requests (announced)"),
+        ("windows of 60 s", COOL_DOWN, "rate limit of 100 requests in (59|60|61) s"),
+        ("sliding window, refusals count", COOL_DOWN, "rate limit of 60 requests in 10 s"),
+        ("windows of 60 s, announced", ANNOUNCED, r"rate limit of 100 requests \(announced\)"),
     ],
 )
 def test_the_limit_that_held_is_named_with_its_figure(name, cause, figure):
-    assert rate_limit.simulate(SHAPES[name]).figures[cause] == figure
+    assert re.fullmatch(figure, rate_limit.simulate(SHAPES[name]).figures[cause])
 
 
 def test_no_limit_is_named_where_there_is_none():
     assert rate_limit.simulate(SHAPES["3 of 300 always refused"]).figures == {}
     assert rate_limit.simulate(SHAPES["0 left, which is not so"]).figures == {}
+
+
+@dataclass
+class Closed:
+    """Refuses everything from one moment to another, in seconds after the first request."""
+
+    begin: float
+    end: float
+    first: float | None = None
+
+    def check(self, request, now, in_flight):
+        self.first = now if self.first is None else self.first
+        return refusal(429, None, 0.0) if self.begin <= now - self.first < self.end else None
+
+    def headers(self, now):
+        return {}
 
 
 @dataclass
@@ -139,6 +178,25 @@ def test_headers_that_lie_about_a_limit_do_not_hide_the_limit(name):
     outcome = rate_limit.simulate(rate_limit.Shape(limit, shape.prompts, shape.latency, shape.ideal, shape.seconds))
     assert outcome.lost == 0
     assert outcome.seconds <= 1.2 * shape.ideal
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3])
+def test_refusals_at_random_slow_a_limit_down_a_few_times_at_most(share):
+    """They look like refusals of the limit: the pace is not cut for more and more of them without end."""
+    limit = Together([RandomRefusals(share), RateLimit(20, 10)])
+    for seed in range(3):
+        outcome = rate_limit.simulate(rate_limit.Shape(limit, lambda: rate_limit.plain(600), 0.2, 30, 0), seed=seed)
+        assert outcome.lost == 0
+        assert outcome.seconds <= 4 * 30
+
+
+@pytest.mark.parametrize("end", [4.0, 15.0, 80.0])
+def test_server_that_refuses_everything_for_a_while_is_used_at_full_speed_again(end):
+    shape = rate_limit.Shape(Closed(1.0, end), lambda: rate_limit.plain(2000), 0.2, end + 9, 0)
+    outcome = rate_limit.simulate(shape, jitter=0.2)
+    assert outcome.lost == 0
+    assert outcome.seconds <= 1.2 * shape.ideal
+    assert outcome.refusals <= 100
 
 
 def test_pools_that_share_a_limit_get_fair_parts():

@@ -117,3 +117,13 @@ def test_conversion_keeps_the_pace():
     assert pace.rate == pytest.approx(0.85 * 500)
     pace.convert(1 / 50.0, 1.0)
     assert pace.rate == pytest.approx(8.5)
+
+
+def test_more_may_be_sent_than_is_accepted_where_some_are_refused_by_chance():
+    """At first as many as without: how many are refused then shows whether that is so."""
+    pace = Pace()
+    pace.set(0.0, 10.0, 1.0, is_known=True, chance=0.2)
+    assert pace.rate == pytest.approx(8.5)
+    pace.delay(5.0, 1.0)
+    assert pace.rate == pytest.approx(12.5)
+    assert pace.known == 10.0
