@@ -337,8 +337,8 @@ class _Future(Future[ChatResult]):
         self._condition = _Condition()
         self._job: FutureJob | None = job
 
-    # Future's own methods take the lock for these. Ctrl-C in a thread that polls would leave it taken: since Python
-    # 3.14 it can come between the call that takes the lock and the ``with`` block that releases it.
+    # Future's own methods take the lock for these, and Ctrl-C in a thread that polls could leave it taken: in Python
+    # 3.14 it may come between taking a lock and the ``with`` block that releases it (python/cpython#148874).
 
     def done(self) -> bool:
         return self._state in (_base.CANCELLED, _base.CANCELLED_AND_NOTIFIED, _base.FINISHED)
