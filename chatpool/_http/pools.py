@@ -210,15 +210,21 @@ class PoolAdapter(HTTPAdapter):
 
 
 class _WholeResponse(requests.Response):
-    """What HTTPAdapter.build_response builds, of a body that is there already. Cookies, which nobody looks at, cost as
-    much as all the rest, and so are made when somebody does."""
+    """What HTTPAdapter.build_response builds, of a body that is there already. Cookies and encoding, which nobody looks
+    at, cost as much as all the rest, and so are made when somebody does."""
 
     def __init__(self, adapter: HTTPAdapter, request: Any, raw: FastResponse) -> None:
         self.status_code, self.reason, self.headers = raw.status, raw.reason, raw.headers
-        self.encoding = get_encoding_from_headers(raw.headers)
         self.raw, self.request, self.url, self.connection = raw, request, request.url, adapter
         self._content, self._content_consumed, self._next = raw.whole_body, True, None
         self.history, self.elapsed = [], timedelta(0)
+
+    @cached_property
+    def encoding(self) -> str | None:  # type: ignore[override]  # an attribute there
+        try:
+            return get_encoding_from_headers(self.headers)
+        except AttributeError:  # see PoolAdapter.build_response
+            return None
 
     @cached_property
     def cookies(self) -> RequestsCookieJar:  # type: ignore[override]  # an attribute there
