@@ -348,7 +348,7 @@ def test_chromium_shows_the_page(journal, browse):
     assert words.count("BadRequestError 400 too_long") == 3  # once by cause, and for two prompts
     assert "run.jsonl – chatpool report" in text  # the title, unchanged by NASTY
     for color in (charts.BLUE, charts.ORANGE, charts.RED):
-        assert _pixels_like(picture, color) > 500, color
+        assert _pixels_like(picture, color) > 200, color  # how many depends on how long the run took
 
 
 def _pixels_like(picture, color):
