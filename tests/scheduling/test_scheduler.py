@@ -328,7 +328,13 @@ def test_interrupt_after_any_call_leaves_the_pool_sound(server, make_pool):
 
     def interrupt(frame, event, arg):
         nonlocal left
-        if event in ("call", "c_return") and "chatpool" in frame.f_code.co_filename + frame.f_back.f_code.co_filename:
+        # Python 3.15 runs no signal handler between a lock's __enter__ and the block. 3.14 does: python/cpython#148874.
+        is_entering = event == "c_return" and arg.__name__ == "__enter__"
+        if (
+            event in ("call", "c_return")
+            and not is_entering
+            and "chatpool" in frame.f_code.co_filename + frame.f_back.f_code.co_filename
+        ):
             left -= 1
             if not left:
                 raise KeyboardInterrupt
