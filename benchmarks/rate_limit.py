@@ -125,7 +125,7 @@ SHAPES = {
     "refused for ever": Shape(RandomRefusals(1), lambda: plain(5), 0.2, 0, 5 * MAX_WAIT, lost=5),
     "windows of 60 s": Shape(FixedWindow(100, 60, 1), lambda: plain(250), 0.2, 120, 132, refusals=100),
     "windows of 60 s, from the middle": Shape(
-        FixedWindow(100, 60, passed=30), lambda: plain(250), 0.2, 90, 135, refusals=100
+        FixedWindow(100, 60, passed=30), lambda: plain(250), 0.2, 90, 100, refusals=100
     ),
     "windows of 60 s, announced": Shape(
         FixedWindow(100, 60, passed=30, announced=True), lambda: plain(250), 0.2, 90, 94.5, refusals=5
