@@ -5,7 +5,6 @@ The shapes, their goals and the simulation are those of ``benchmarks/rate_limit.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import pytest
@@ -39,8 +38,8 @@ WITH_JITTER = {
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_so_it_is_where_times_vary(name):
-    """As they do in practice: answers by a fifth, and requests overtake one another."""
+def test_a_limit_is_met_though_times_vary(name):
+    """Answers vary by a fifth, and requests overtake one another."""
     shape = SHAPES[name]
     for seed in range(3):
         outcome = rate_limit.simulate(shape, seed=seed, refuse=0.004, jitter=0.2)
@@ -81,16 +80,16 @@ def test_prompts_of_a_tight_limit_are_not_lost_at_its_end(refuse):
     ("name", "cause", "figure"),
     [
         ("20 a second", PACE, "rate limit of 20 requests a second"),
-        ("tokens", PACE, "rate limit of 1,[3-6]00 tokens a second"),
+        ("tokens", PACE, "rate limit of 1,400 tokens a second"),
         ("4 at once, else 503", WINDOW, "the server takes 4 at once"),
         ("10 at once, else 529", WINDOW, "the server takes 10 at once"),
-        ("windows of 60 s", COOL_DOWN, "rate limit of 100 requests in (59|60|61) s"),
+        ("windows of 60 s", COOL_DOWN, "rate limit of 100 requests in 59 s"),
         ("sliding window, refusals count", COOL_DOWN, "rate limit of 60 requests in 10 s"),
-        ("windows of 60 s, announced", ANNOUNCED, r"rate limit of 100 requests \(announced\)"),
+        ("windows of 60 s, announced", ANNOUNCED, "rate limit of 100 requests (announced)"),
     ],
 )
 def test_the_limit_that_held_is_named_with_its_figure(name, cause, figure):
-    assert re.fullmatch(figure, rate_limit.simulate(SHAPES[name]).figures[cause])
+    assert rate_limit.simulate(SHAPES[name]).figures[cause] == figure
 
 
 def test_no_limit_is_named_where_there_is_none():
