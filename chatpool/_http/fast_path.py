@@ -20,6 +20,8 @@ import urllib3
 from requests.structures import CaseInsensitiveDict
 from urllib3.connectionpool import HTTPConnectionPool
 
+from .plain_send import send_at_once
+
 _LARGEST = 2**20  # bytes of a simple body
 _LARGEST_HEAD = 2**16
 _PIECE = 2**16  # bytes received at a time
@@ -83,7 +85,7 @@ def send(sock: Any, head: bytes, body: bytes) -> None:
         sock.sendall(body)
         return
     data = head + body
-    sent = sock.send(data)  # which costs less than an SSLSocket's sendall
+    sent = send_at_once(sock, data) or sock.send(data)  # which costs less than an SSLSocket's sendall
     if sent < len(data):
         sock.sendall(data[sent:])
 

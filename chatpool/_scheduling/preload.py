@@ -11,6 +11,8 @@ import os
 import threading
 from collections.abc import Iterator
 
+from chatpool._http.plain_send import load_send
+
 from .retry import load_backoff
 
 _lock = threading.RLock()  # reentrant: the thread that imports may fork itself, in somebody else's import hook
@@ -45,6 +47,7 @@ def _import() -> None:
     global _is_done
     with forks_wait():
         load_backoff()
+        load_send()
         "localhost".encode("idna")  # socket.getaddrinfo does so, which imports stringprep
         _is_done = True
 

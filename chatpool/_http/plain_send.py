@@ -1,0 +1,38 @@
+"""Sends without letting go of the interpreter lock.
+
+``socket.send`` lets go of it. In a busy pool another thread takes it at once, and the sender waits in line to get it
+back, only to let go again as it waits for the reply. A send that does not block takes 10 µs, less than that line costs.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from typing import Any
+
+_libc_send: Any = None
+
+
+def load_send() -> None:
+    """Find the C library's ``send``, if this system and this Python have it; once, before the first request."""
+    global _libc_send
+    if sys.platform != "linux":
+        return
+    try:
+        import ctypes  # noqa: PLC0415 - it takes 3 ms, too long for `import chatpool`
+
+        found = ctypes.PyDLL(None).send
+        found.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int)
+        found.restype = ctypes.c_ssize_t
+    except (ImportError, OSError, AttributeError):  # a Python without ctypes, or linked statically
+        return
+    _libc_send = found
+
+
+def send_at_once(sock: Any, data: bytes) -> int:
+    """Send what the kernel takes at once, and return how many bytes that is: 0 if none or if the socket is not a plain
+    one, or broken. ``socket.send`` can then say what is wrong."""
+    if _libc_send is None or type(sock) is not socket.socket:
+        return 0
+    sent: int = _libc_send(sock.fileno(), data, len(data), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+    return max(sent, 0)

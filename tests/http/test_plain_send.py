@@ -1,0 +1,91 @@
+"""A short request leaves in one step that keeps the interpreter lock; whatever that cannot do, the socket does."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+
+import pytest
+
+import chatpool._http.plain_send
+from chatpool._http.fast_path import send
+from chatpool._http.plain_send import load_send, send_at_once
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems use socket.send")
+
+
+@pytest.fixture(autouse=True)
+def loaded():
+    load_send()
+
+
+@pytest.fixture
+def ends():
+    """A connection's two ends."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        server, _ = listener.accept()
+        with client, server:
+            yield client, server
+
+
+def receive(sock, size):
+    data = b""
+    while len(data) < size:
+        data += sock.recv(size)
+    return data
+
+
+class Spy(socket.socket):
+    """Another class of sockets, as a tool may bring it."""
+
+
+@linux
+def test_short_request_leaves_whole(ends):
+    client, server = ends
+    assert send_at_once(client, b"head\0body") == 9
+    assert receive(server, 9) == b"head\0body"
+
+
+@linux
+def test_what_the_kernel_does_not_take_is_sent_when_it_does(ends):
+    client, server = ends
+    while send_at_once(client, b"x" * 10_000) == 10_000:
+        pass
+    unsent = b"y" * 40_000
+    sender = threading.Thread(target=send, args=(client, b"head", unsent))
+    sender.start()
+    data = b""
+    while not data.endswith(unsent):
+        data += server.recv(2**20)
+    sender.join()
+    assert data.endswith(b"xhead" + unsent)
+
+
+@linux
+def test_socket_that_cannot_send_raises_as_ever(ends):
+    client, _ = ends
+    client.shutdown(socket.SHUT_WR)
+    assert send_at_once(client, b"x") == 0
+    with pytest.raises(BrokenPipeError):
+        send(client, b"head", b"body")
+
+
+def test_other_kinds_of_sockets_send_by_themselves(ends):
+    client, server = ends
+    spy = Spy(fileno=client.detach())
+    with spy:
+        assert send_at_once(spy, b"x") == 0
+        send(spy, b"head", b"body")
+        assert receive(server, 8) == b"headbody"
+
+
+def test_python_without_ctypes_sends_as_ever(ends, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ctypes", None)
+    monkeypatch.setattr(chatpool._http.plain_send, "_libc_send", None)
+    load_send()
+    client, server = ends
+    assert send_at_once(client, b"x") == 0
+    send(client, b"head", b"body")
+    assert receive(server, 8) == b"headbody"
