@@ -11,8 +11,8 @@ from typing import Any, Callable
 
 from chatpool.errors import APITimeoutError, CallError
 
-# What this thread does now: the attempt's scope, the settings, the resolver's look_up, and the checksum of what is
-# asked. Connections are made and used far below Session.send, but in the same thread.
+# What this thread does now: the attempt's scope, the settings, the resolver, and the checksum of what is asked.
+# Connections are made and used far below Session.send, but in the same thread.
 current = threading.local()
 
 

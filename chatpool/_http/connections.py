@@ -193,9 +193,8 @@ def _connect(scope: CancelScope, connection: Any) -> socket.socket:
     """Try the addresses of a connection's host in turn."""
     failure: OSError = socket.gaierror("the name has no address")
     family = urllib3.util.connection.allowed_gai_family()
-    host = connection._dns_host.strip("[]")
-    found = current.look_up(scope, host, connection.port, family, socket.SOCK_STREAM)
-    for kind, type_, protocol, _, address in found:
+    asked = (connection._dns_host.strip("[]"), connection.port, family, socket.SOCK_STREAM)
+    for kind, type_, protocol, _, address in current.resolver.look_up(scope, *asked):
         sock = socket.socket(kind, type_, protocol)
         scope.attach(sock)
         try:
@@ -215,6 +214,7 @@ def _connect(scope: CancelScope, connection: Any) -> socket.socket:
             # From here on the scope's limits hold. For the socket's own, Python polls before each send and receive.
             sock.settimeout(None)
             return sock
+    current.resolver.forget(*asked)
     raise failure
 
 

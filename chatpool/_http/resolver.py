@@ -1,10 +1,17 @@
-"""Name look-ups. Nothing can abort one that hangs, so each runs in a daemon thread that need not be waited for."""
+"""Name look-ups. Nothing can abort one that hangs, so each runs in a daemon thread that need not be waited for.
+
+An answer serves all connections of the next ten seconds, as with aiohttp's resolver. They begin with its addresses in
+turn, so that each server gets its share of them.
+"""
 
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 import socket
 import threading
+import time
 from concurrent.futures import Future, wait
 from ipaddress import ip_address
 from typing import Any
@@ -12,21 +19,40 @@ from typing import Any
 from .cancel import CancelScope
 
 _TICK = 0.05  # seconds between two checks whether a waiting attempt was aborted
+_FRESH = 10.0  # seconds for which an answer is used
+
+
+class _LookUp(Future["list[Any]"]):
+    """A look-up that is under way or was answered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stale_at = math.inf
+        self._turns = itertools.count()
+
+    def addresses(self) -> list[Any]:
+        """Return the addresses, each time with another one first: of those alike, as systems put broken kinds last."""
+        found = self.result()
+        alike = sum(1 for _ in itertools.takewhile(lambda address: address[0] == found[0][0], found)) or 1
+        first = next(self._turns) % alike
+        return found[first:alike] + found[:first] + found[alike:]
 
 
 class Resolver:
-    """Looks names up; one look-up serves all calls that need the same name meanwhile."""
+    """Looks names up; one look-up serves all calls that need the same name meanwhile and soon after."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._under_way: dict[tuple[Any, ...], Future[list[Any]]] = {}
+        self._look_ups: dict[tuple[Any, ...], _LookUp] = {}
 
-    def look_up(self, scope: CancelScope, host: str, *details: Any) -> list[Any]:
+    def look_up(self, scope: CancelScope, *asked: Any) -> list[Any]:
         """Return what ``socket.getaddrinfo`` returns; raise its errors, or TimeoutError if the attempt is aborted."""
-        if _is_address(host):
-            return socket.getaddrinfo(host, *details)
+        if _is_address(asked[0]):
+            return socket.getaddrinfo(*asked)
         with self._lock:
-            found = self._under_way.get((host, *details)) or self._start(host, *details)
+            found = self._look_ups.get(asked)
+            if found is None or time.monotonic() >= found.stale_at:
+                found = self._start(asked)
         while not scope.is_cut and not found.done():
             wait([found], _TICK)
         if not found.done():
@@ -34,28 +60,35 @@ class Resolver:
         failure = found.exception()
         if failure is not None:
             raise copy.copy(failure)
-        return found.result()
-
-    def _start(self, *asked: Any) -> Future[list[Any]]:
-        future: Future[list[Any]] = Future()
-        try:
-            threading.Thread(target=self._run, args=(asked, future), name="chatpool-lookup", daemon=True).start()
-            self._under_way[asked] = future  # last: Ctrl-C must not leave a look-up that nobody makes
-        except RuntimeError as failure:  # no thread can be started
-            future.set_exception(OSError(f"the name cannot be looked up: {failure}"))
-        return future
-
-    def _run(self, asked: tuple[Any, ...], future: Future[list[Any]]) -> None:
-        try:
-            found: list[Any] | Exception = socket.getaddrinfo(*asked)
-        except Exception as failure:  # noqa: BLE001 - raised again in the thread that asked
-            found = failure
         with self._lock:
-            self._under_way.pop(asked, None)
-        if isinstance(found, Exception):
-            future.set_exception(found)
+            return found.addresses()
+
+    def forget(self, *asked: Any) -> None:
+        """Look a name up again next time: none of its addresses could be reached."""
+        with self._lock:
+            found = self._look_ups.get(asked)
+            if found is not None and found.done():
+                del self._look_ups[asked]
+
+    def _start(self, asked: tuple[Any, ...]) -> _LookUp:
+        look_up = _LookUp()
+        try:
+            threading.Thread(target=self._run, args=(asked, look_up), name="chatpool-lookup", daemon=True).start()
+            self._look_ups[asked] = look_up  # last: Ctrl-C must not leave a look-up that nobody makes
+        except RuntimeError as failure:  # no thread can be started
+            look_up.set_exception(OSError(f"the name cannot be looked up: {failure}"))
+        return look_up
+
+    def _run(self, asked: tuple[Any, ...], look_up: _LookUp) -> None:
+        try:
+            found = socket.getaddrinfo(*asked)
+        except Exception as failure:  # noqa: BLE001 - raised again in the thread that asked
+            with self._lock:
+                self._look_ups.pop(asked, None)
+            look_up.set_exception(failure)
         else:
-            future.set_result(found)
+            look_up.stale_at = time.monotonic() + _FRESH
+            look_up.set_result(found)
 
 
 def _is_address(host: str) -> bool:

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from http.client import HTTPException
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any, Callable
+from typing import Any
 from urllib.parse import urlsplit
 
 import requests
@@ -37,8 +37,7 @@ from .pools import PoolAdapter, use_our_pools
 from .reading import read_body, read_events
 from .redaction import Redactor, redact_urllib3_log, secrets_in, secrets_of_query
 from .repeats import RepeatedReply
-
-LookUp = Callable[..., list[Any]]  # socket.getaddrinfo, with the attempt's scope before its arguments
+from .resolver import Resolver
 
 _MAX_ERROR_BODY = 64 * 2**10  # bytes read of an error's body
 
@@ -75,8 +74,10 @@ class Transport:
     The Session is set up once and only read afterwards, which is what makes sharing it sound.
     """
 
-    def __init__(self, settings: Settings, session: requests.Session | None, user_agent: str, look_up: LookUp) -> None:
-        self._settings, self._look_up, self._shown_url = settings, look_up, settings.shown_url
+    def __init__(
+        self, settings: Settings, session: requests.Session | None, user_agent: str, resolver: Resolver
+    ) -> None:
+        self._settings, self._resolver, self._shown_url = settings, resolver, settings.shown_url
         self._is_own = session is None
         self.session = _new_session() if session is None else session
         self._mount(settings)
@@ -132,7 +133,7 @@ class Transport:
         if not self._shows_waits:
             scope.note_wait()
         outer = vars(current).copy()  # empty, unless a Session's hook uses another pool in the middle of a request
-        current.scope, current.settings, current.look_up = scope, self._settings, self._look_up
+        current.scope, current.settings, current.resolver = scope, self._settings, self._resolver
         current.asked, current.is_repeated = zlib.crc32(payload), False
         try:
             response = self.session.send(request, **self._options)

@@ -49,7 +49,7 @@ class Core:
             tokens_per_minute=settings.tokens_per_minute,
             longest_wait=settings.max_wait,
         )
-        self.transport = Transport(settings, session, user_agent, Resolver().look_up)
+        self.transport = Transport(settings, session, user_agent, Resolver())
         self.engine: Callable[[], Engine | None] = lambda: None  # the one that lives, if any
         weakref.finalize(self, _release, self.pid, self.transport).atexit = False
 
