@@ -32,7 +32,6 @@ class CancelScope:
         "idle_timeout",
         "is_cut",
         "is_stale",
-        "on_wait",
         "phase",
         "seconds",
         "timeout_at",
@@ -51,7 +50,6 @@ class CancelScope:
         self._is_idle = False  # that is why the attempt was aborted
         self.is_stale = False  # the attempt used a kept connection, and that was no longer good
         self.wants_fresh = False  # an earlier attempt did, so this one opens its own
-        self.on_wait: Callable[[], None] | None = None  # called once, when the attempt first waits for the network
 
     def begin(self, ends: float) -> None:
         """Begin an attempt that is over at ``ends``; raise the call's error if it was cancelled."""
@@ -78,12 +76,6 @@ class CancelScope:
         """Note that bytes of the reply have arrived."""
         if self.idle_timeout < math.inf:
             self.timeout_at = min(self._phase_ends, time.monotonic() + self.idle_timeout)
-
-    def note_wait(self) -> None:
-        """Note that the attempt is about to wait for the network."""
-        on_wait, self.on_wait = self.on_wait, None
-        if on_wait is not None:
-            on_wait()
 
     def watched(self, recv: Callable[[int], bytes]) -> Callable[[int], bytes]:
         """Return a socket's ``recv`` that notes what arrives, if somebody wants to know."""

@@ -102,9 +102,6 @@ class AbortableConnection:
             self._is_unread = True
 
     def getresponse(self, *args: Any, **kwargs: Any) -> Any:
-        scope: CancelScope | None = getattr(current, "scope", None)
-        if scope is not None:
-            scope.note_wait()
         try:
             response = super().getresponse(*args, **kwargs)  # type: ignore[misc]
         except _HANG_UPS:  # RemoteDisconnected is a ConnectionResetError
@@ -123,7 +120,6 @@ class AbortableConnection:
         try:
             with contextlib.suppress(*_HANG_UPS):  # as in send() above
                 send(self.sock, head, body)
-            scope.note_wait()
             recv = scope.watched(self.sock.recv)
             data = receive_first(recv)
         except _HANG_UPS:
@@ -204,7 +200,6 @@ def _connect(scope: CancelScope, connection: Any) -> socket.socket:
             sock.settimeout(min(max(scope.timeout_at - time.monotonic(), 1e-3), connection.timeout))
             if connection.source_address:
                 sock.bind(connection.source_address)
-            scope.note_wait()
             sock.connect(address)
         except OSError as error:
             failure = error

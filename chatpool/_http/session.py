@@ -98,9 +98,6 @@ class Transport:
             "timeout": (settings.connect_timeout, settings.read_timeout),
         }
         self._route = find_route(settings.chat_url, settings.shown_url, self._options["proxies"])
-        # Another adapter, or SOCKS, may wait for the network without a word to the scope.
-        is_socks = (self._route.proxy or "").startswith("socks")
-        self._shows_waits = type(self.session.get_adapter(settings.chat_url)) is PoolAdapter and not is_socks
         self._auth_each_time = None if self._has_key or self._is_own else self.session.auth
         _warn_of_plain_http(settings)
 
@@ -130,8 +127,6 @@ class Transport:
         if self._keys is not None:
             self._sign(request, self._keys.key(scope))
             scope.set_timeout("connect", self._settings.connect_timeout + self._settings.read_timeout)
-        if not self._shows_waits:
-            scope.note_wait()
         outer = vars(current).copy()  # empty, unless a Session's hook uses another pool in the middle of a request
         current.scope, current.settings, current.resolver = scope, self._settings, self._resolver
         current.asked, current.is_repeated = zlib.crc32(payload), False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,11 +10,6 @@ from typing import Callable
 
 from .call import Call
 
-# Workers of a large pool that build and send a request at the same time. A thread that waits for the interpreter lock
-# wakes up every 5 ms (sys.getswitchinterval) to ask for it; hundreds of them do little else, and the queue grows. So a
-# worker starts when another begins to wait for the network, and then the replies come one by one, too.
-_MOST_STARTING = 4
-_LARGE = 64  # workers, from which on a pool is large
 _PAUSE = 1.0  # seconds between two attempts to start a worker, if there are no more threads
 
 
@@ -26,9 +20,6 @@ class Workers:
         self._perform = perform
         self._executor = ThreadPoolExecutor(size, "chatpool-worker")
         self._calls: SimpleQueue[Call | None] = SimpleQueue()
-        self._permits: SimpleQueue[None] = SimpleQueue()
-        for _ in range(size if size < _LARGE else _MOST_STARTING):
-            self._permits.put(None)
         self._count = 0
         self._next_start = 0.0  # when a worker may be started again
 
@@ -65,14 +56,7 @@ class Workers:
         self._count += 1
 
     def _work(self, calls: SimpleQueue[Call | None]) -> None:
-        permits = self._permits
-        release = functools.partial(permits.put, None)
-        permits.get()
         while (call := calls.get()) is not None:
-            call.scope.on_wait = release
             self._perform(call)
-            call.scope.note_wait()  # if it came to no wait
             del call  # or it would live on, with its prompt and its answer, until the next one comes
-            permits.get()
-        permits.put(None)
         calls.put(None)  # for the next worker
