@@ -28,14 +28,6 @@ class _LookUp(Future["list[Any]"]):
     def __init__(self) -> None:
         super().__init__()
         self.stale_at = math.inf
-        self._turns = itertools.count()
-
-    def addresses(self) -> list[Any]:
-        """Return the addresses, each time with another one first: of those alike, as systems put broken kinds last."""
-        found = self.result()
-        alike = sum(1 for _ in itertools.takewhile(lambda address: address[0] == found[0][0], found)) or 1
-        first = next(self._turns) % alike
-        return found[first:alike] + found[:first] + found[alike:]
 
 
 class Resolver:
@@ -44,6 +36,7 @@ class Resolver:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._look_ups: dict[tuple[Any, ...], _LookUp] = {}
+        self._turn = 0
 
     def look_up(self, scope: CancelScope, *asked: Any) -> list[Any]:
         """Return what ``socket.getaddrinfo`` returns; raise its errors, or TimeoutError if the attempt is aborted."""
@@ -61,7 +54,8 @@ class Resolver:
         if failure is not None:
             raise copy.copy(failure)
         with self._lock:
-            return found.addresses()
+            turn, self._turn = self._turn, self._turn + 1
+        return _begin_with(turn, found.result())
 
     def forget(self, *asked: Any) -> None:
         """Look a name up again next time: none of its addresses could be reached."""
@@ -89,6 +83,13 @@ class Resolver:
         else:
             look_up.stale_at = time.monotonic() + _FRESH
             look_up.set_result(found)
+
+
+def _begin_with(turn: int, found: list[Any]) -> list[Any]:
+    """Return addresses with another one first in each turn: of those alike, as systems put broken kinds last."""
+    alike = sum(1 for _ in itertools.takewhile(lambda address: address[0] == found[0][0], found)) or 1
+    first = turn % alike
+    return found[first:alike] + found[:first] + found[alike:]
 
 
 def _is_address(host: str) -> bool:

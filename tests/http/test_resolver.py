@@ -86,6 +86,15 @@ def test_name_is_looked_up_again_after_none_of_its_addresses_was_reached(names, 
     assert answers.results[0].attempts == 2
 
 
+def test_next_attempt_begins_with_another_address(names, resolver):
+    """The first one may not answer at all. Then it takes all the time that an attempt has to connect."""
+    names.answers = [["192.0.2.1", "192.0.2.2"]]
+    assert ips(resolver) == ["192.0.2.1", "192.0.2.2"]
+    resolver.forget(*ASKED)
+    assert ips(resolver) == ["192.0.2.2", "192.0.2.1"]
+    assert names.asked == 2
+
+
 def test_cold_start_of_many_workers_looks_the_name_up_once(names, server, make_pool):
     names.answers = [["127.0.0.1"]]
     pool = make_pool(100, base_url=f"http://api.test:{server.port}/v1")
