@@ -1,7 +1,7 @@
 """Sends without letting go of the interpreter lock.
 
-``socket.send`` lets go of it. In a busy pool another thread takes it at once, and the sender waits in line to get it
-back, only to let go again as it waits for the reply. A send that does not block takes 10 µs, less than that line costs.
+``socket.send`` lets go of it. In a busy pool another thread takes it at once, and the sender waits to get it back, only
+to let go again as it waits for the reply. A send that does not block takes 10 µs, less than that wait costs.
 """
 
 from __future__ import annotations
