@@ -173,7 +173,7 @@ class AbortableConnection:
 def _is_quiet(sock: socket.socket) -> bool:
     """Whether nothing waits in a socket, neither a byte nor its end. False if this system does not say.
 
-    A poll would answer that as well. But it lets go of the interpreter lock, and to get that back takes a thread of a
+    A poll would answer that as well. But it releases the interpreter lock, and to get that back takes a thread of a
     busy pool longer than all else that it does before it sends.
     """
     if sys.platform != "linux":
@@ -190,27 +190,38 @@ def _connect(scope: CancelScope, connection: Any) -> socket.socket:
     failure: OSError = socket.gaierror("the name has no address")
     family = urllib3.util.connection.allowed_gai_family()
     asked = (connection._dns_host.strip("[]"), connection.port, family, socket.SOCK_STREAM)
-    for kind, type_, protocol, _, address in current.resolver.look_up(scope, *asked):
-        sock = socket.socket(kind, type_, protocol)
-        scope.attach(sock)
+    for found in current.resolver.look_up(scope, *asked):
         try:
-            for option in connection.socket_options or ():
-                sock.setsockopt(*option)
-            # An attempt aborted just now has no limit any more; its socket is shut down when it is attached.
-            sock.settimeout(min(max(scope.timeout_at - time.monotonic(), 1e-3), connection.timeout))
-            if connection.source_address:
-                sock.bind(connection.source_address)
-            sock.connect(address)
+            return _connect_to(found, scope, connection)
         except OSError as error:
             failure = error
-            scope.attach(None)
-            sock.close()
-        else:
-            # From here on the scope's limits hold. For the socket's own, Python polls before each send and receive.
-            sock.settimeout(None)
-            return sock
+        if scope.error is None:  # else somebody aborted it
+            current.resolver.note_failure(found[4])
+        if scope.is_cut or time.monotonic() >= scope.timeout_at:
+            break  # there is no time for another address
     current.resolver.forget(*asked)
     raise failure
+
+
+def _connect_to(found: Any, scope: CancelScope, connection: Any) -> socket.socket:
+    kind, type_, protocol, _, address = found
+    sock = socket.socket(kind, type_, protocol)
+    scope.attach(sock)
+    try:
+        for option in connection.socket_options or ():
+            sock.setsockopt(*option)
+        # An attempt aborted just now has no limit any more; its socket is shut down when it is attached.
+        sock.settimeout(min(max(scope.timeout_at - time.monotonic(), 1e-3), connection.timeout))
+        if connection.source_address:
+            sock.bind(connection.source_address)
+        sock.connect(address)
+    except OSError:
+        scope.attach(None)
+        sock.close()
+        raise
+    # From here on the scope's limits hold. For the socket's own, Python polls before each send and receive.
+    sock.settimeout(None)
+    return sock
 
 
 class AbortableHTTPConnection(AbortableConnection, HTTPConnection):  # type: ignore[misc]  # typeshed and urllib3 differ

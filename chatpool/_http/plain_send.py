@@ -1,7 +1,7 @@
-"""Sends without letting go of the interpreter lock.
+"""Sends without releasing the interpreter lock.
 
-``socket.send`` lets go of it. In a busy pool another thread takes it at once, and the sender waits to get it back, only
-to let go again as it waits for the reply. A send that does not block takes 10 µs, less than that wait costs.
+``socket.send`` releases it. In a busy pool another thread takes it at once, and the sender waits to get it back, only
+to release it again while it waits for the reply. A send that does not block takes 10 µs, less than that wait costs.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import socket
 import sys
 from typing import Any
 
+_SOCKET, _SEND = socket.socket, socket.socket.send  # a tool that watches what is sent may replace either
 _libc_send: Any = None
 
 
@@ -24,15 +25,17 @@ def load_send() -> None:
         found = ctypes.PyDLL(None).send
         found.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int)
         found.restype = ctypes.c_ssize_t
-    except (ImportError, OSError, AttributeError):  # a Python without ctypes, or linked statically
+    except Exception:  # noqa: BLE001 - no ctypes, linked statically, forbidden by an audit hook: socket.send will do
         return
     _libc_send = found
 
 
 def send_at_once(sock: Any, data: bytes) -> int:
-    """Send what the kernel takes at once, and return how many bytes that is: 0 if none or if the socket is not a plain
-    one, or broken. ``socket.send`` can then say what is wrong."""
-    if _libc_send is None or type(sock) is not socket.socket:
+    """Send what the kernel takes at once, and return how many bytes that is.
+
+    0 if it takes none, if the socket is not a plain one, or if it is broken: ``socket.send`` raises the error.
+    """
+    if _libc_send is None or type(sock) is not _SOCKET or _SOCKET.send is not _SEND:
         return 0
     sent: int = _libc_send(sock.fileno(), data, len(data), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
     return max(sent, 0)

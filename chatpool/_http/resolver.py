@@ -1,14 +1,13 @@
 """Name look-ups. Nothing can abort one that hangs, so each runs in a daemon thread that need not be waited for.
 
-An answer serves all connections of the next ten seconds, as with aiohttp's resolver. They begin with its addresses in
-turn, so that each server gets its share of them.
+An answer serves all connections for ten seconds, as with aiohttp's resolver. They begin with its addresses in turn, so
+that each server gets its share of them; one that could not be reached comes last for as long.
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
-import math
 import socket
 import threading
 import time
@@ -19,15 +18,10 @@ from typing import Any
 from .cancel import CancelScope
 
 _TICK = 0.05  # seconds between two checks whether a waiting attempt was aborted
-_FRESH = 10.0  # seconds for which an answer is used
+_FRESH = 10.0  # seconds for which an answer is used, and a failed address comes last
 
-
-class _LookUp(Future["list[Any]"]):
-    """A look-up that is under way or was answered."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stale_at = math.inf
+_Asked = tuple[Any, ...]  # the arguments of socket.getaddrinfo
+_Found = list[Any]  # what it returns
 
 
 class Resolver:
@@ -35,61 +29,79 @@ class Resolver:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._look_ups: dict[tuple[Any, ...], _LookUp] = {}
-        self._turn = 0
+        self._under_way: dict[_Asked, Future[_Found]] = {}
+        # Not as Futures: Ctrl-C in the middle of one's method leaves its lock taken.
+        self._answers: dict[_Asked, tuple[float, _Found]] = {}  # with the time until when each is used
+        self._failed: dict[Any, float] = {}  # until when each address comes last
+        self._turns = itertools.count()
 
-    def look_up(self, scope: CancelScope, *asked: Any) -> list[Any]:
+    def look_up(self, scope: CancelScope, *asked: Any) -> _Found:
         """Return what ``socket.getaddrinfo`` returns; raise its errors, or TimeoutError if the attempt is aborted."""
         if _is_address(asked[0]):
             return socket.getaddrinfo(*asked)
         with self._lock:
-            found = self._look_ups.get(asked)
-            if found is None or time.monotonic() >= found.stale_at:
-                found = self._start(asked)
-        while not scope.is_cut and not found.done():
-            wait([found], _TICK)
-        if not found.done():
-            raise TimeoutError("the look-up of the name was aborted")
-        failure = found.exception()
-        if failure is not None:
-            raise copy.copy(failure)
+            stale_at, found = self._answers.get(asked, (0.0, []))
+            is_known = time.monotonic() < stale_at
+            look_up = None if is_known else self._under_way.get(asked) or self._start(asked)
+        if look_up is not None:
+            found = _wait_for(look_up, scope)
+        now = time.monotonic()
+        in_turn = _begin_with(next(self._turns), found)
+        return sorted(in_turn, key=lambda address: self._failed.get(address[4], 0.0) > now)
+
+    def note_failure(self, address: Any) -> None:
+        """Note that an address cannot be reached."""
+        now = time.monotonic()
         with self._lock:
-            turn, self._turn = self._turn, self._turn + 1
-        return _begin_with(turn, found.result())
+            self._failed = {failed: until for failed, until in self._failed.items() if until > now}
+            self._failed[address] = now + _FRESH
 
     def forget(self, *asked: Any) -> None:
         """Look a name up again next time: none of its addresses could be reached."""
         with self._lock:
-            found = self._look_ups.get(asked)
-            if found is not None and found.done():
-                del self._look_ups[asked]
+            self._answers.pop(asked, None)
 
-    def _start(self, asked: tuple[Any, ...]) -> _LookUp:
-        look_up = _LookUp()
+    def _start(self, asked: _Asked) -> Future[_Found]:
+        future: Future[_Found] = Future()
         try:
-            threading.Thread(target=self._run, args=(asked, look_up), name="chatpool-lookup", daemon=True).start()
-            self._look_ups[asked] = look_up  # last: Ctrl-C must not leave a look-up that nobody makes
+            threading.Thread(target=self._run, args=(asked, future), name="chatpool-lookup", daemon=True).start()
+            self._under_way[asked] = future  # last: Ctrl-C must not leave a look-up that nobody makes
         except RuntimeError as failure:  # no thread can be started
-            look_up.set_exception(OSError(f"the name cannot be looked up: {failure}"))
-        return look_up
+            future.set_exception(OSError(f"the name cannot be looked up: {failure}"))
+        return future
 
-    def _run(self, asked: tuple[Any, ...], look_up: _LookUp) -> None:
+    def _run(self, asked: _Asked, future: Future[_Found]) -> None:
         try:
-            found = socket.getaddrinfo(*asked)
+            found: _Found | Exception = socket.getaddrinfo(*asked)
         except Exception as failure:  # noqa: BLE001 - raised again in the thread that asked
-            with self._lock:
-                self._look_ups.pop(asked, None)
-            look_up.set_exception(failure)
+            found = failure
+        with self._lock:
+            self._under_way.pop(asked, None)
+            if not isinstance(found, Exception):
+                self._answers[asked] = time.monotonic() + _FRESH, found
+        if isinstance(found, Exception):
+            future.set_exception(found)
         else:
-            look_up.stale_at = time.monotonic() + _FRESH
-            look_up.set_result(found)
+            future.set_result(found)
 
 
-def _begin_with(turn: int, found: list[Any]) -> list[Any]:
-    """Return addresses with another one first in each turn: of those alike, as systems put broken kinds last."""
-    alike = sum(1 for _ in itertools.takewhile(lambda address: address[0] == found[0][0], found)) or 1
-    first = turn % alike
-    return found[first:alike] + found[:first] + found[alike:]
+def _wait_for(look_up: Future[_Found], scope: CancelScope) -> _Found:
+    while not scope.is_cut and not look_up.done():
+        wait([look_up], _TICK)
+    if not look_up.done():
+        raise TimeoutError("the look-up of the name was aborted")
+    failure = look_up.exception()
+    if failure is not None:
+        raise copy.copy(failure)
+    return look_up.result()
+
+
+def _begin_with(turn: int, found: _Found) -> _Found:
+    """Return addresses, beginning with another one in each turn: one of the family that the system puts first, as there
+    may be no route for the others."""
+    leading = sum(1 for _ in itertools.takewhile(lambda address: address[0] == found[0][0], found)) or 1
+    first = turn % leading
+    return found[first:leading] + found[:first] + found[leading:]
 
 
 def _is_address(host: str) -> bool:

@@ -9,6 +9,8 @@ import threading
 import pytest
 
 import chatpool._http.plain_send
+import chatpool._scheduling.preload
+from chatpool import ChatPool
 from chatpool._http.fast_path import send
 from chatpool._http.plain_send import load_send, send_at_once
 
@@ -27,13 +29,14 @@ def ends():
         client = socket.create_connection(listener.getsockname())
         server, _ = listener.accept()
         with client, server:
+            server.settimeout(10)
             yield client, server
 
 
 def receive(sock, size):
     data = b""
-    while len(data) < size:
-        data += sock.recv(size)
+    while len(data) < size and (more := sock.recv(size)):
+        data += more
     return data
 
 
@@ -57,14 +60,47 @@ def test_what_the_kernel_does_not_take_is_sent_when_it_does(ends):
     sender = threading.Thread(target=send, args=(client, b"head", unsent))
     sender.start()
     data = b""
-    while not data.endswith(unsent):
-        data += server.recv(2**20)
+    while not data.endswith(unsent) and (more := server.recv(2**20)):
+        data += more
     sender.join()
     assert data.endswith(b"xhead" + unsent)
 
 
+def test_rest_of_a_request_that_was_sent_in_part_follows(ends, monkeypatch):
+    client, server = ends
+    monkeypatch.setattr("chatpool._http.plain_send._libc_send", lambda fd, data, size, flags: client.send(data[:3]))
+    send(client, b"head", b"body")
+    assert receive(server, 8) == b"headbody"
+
+
 @linux
-def test_socket_that_cannot_send_raises_as_ever(ends):
+def test_first_call_of_a_pool_loads_it(server, monkeypatch):
+    monkeypatch.setattr(chatpool._http.plain_send, "_libc_send", None)
+    monkeypatch.setattr(chatpool._scheduling.preload, "_is_done", False)
+    with ChatPool(1, base_url=server.url) as pool:
+        assert pool.map(["a"]) == ["a"]
+    assert chatpool._http.plain_send._libc_send is not None
+
+
+@pytest.mark.parametrize("how", ["method", "class"])
+def test_tool_that_watches_sockets_sees_every_request(how, server, monkeypatch):
+    sent, send = [], socket.socket.send
+
+    def watch(self, data, *flags):
+        sent.append(bytes(data))
+        return send(self, data, *flags)
+
+    if how == "method":
+        monkeypatch.setattr(socket.socket, "send", watch)
+    else:
+        monkeypatch.setattr(socket, "socket", type("Watched", (socket.socket,), {"send": watch}))
+    with ChatPool(1, base_url=server.url) as pool:
+        assert pool.map(["a", "b"]) == ["a", "b"]
+    assert sum(data.startswith(b"POST ") for data in sent) == 2
+
+
+@linux
+def test_socket_that_cannot_send_raises_as_before(ends):
     client, _ = ends
     client.shutdown(socket.SHUT_WR)
     assert send_at_once(client, b"x") == 0
@@ -81,7 +117,7 @@ def test_other_kinds_of_sockets_send_by_themselves(ends):
         assert receive(server, 8) == b"headbody"
 
 
-def test_python_without_ctypes_sends_as_ever(ends, monkeypatch):
+def test_python_without_ctypes_sends_as_before(ends, monkeypatch):
     monkeypatch.setitem(sys.modules, "ctypes", None)
     monkeypatch.setattr(chatpool._http.plain_send, "_libc_send", None)
     load_send()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import sys
 import threading
 
 import pytest
@@ -11,6 +13,7 @@ import chatpool._http.resolver
 from chatpool._http.cancel import CancelScope
 from chatpool._http.resolver import Resolver
 
+linux = pytest.mark.skipif(sys.platform != "linux", reason="others have no address 127.0.0.2")
 V4, V6 = socket.AF_INET, socket.AF_INET6
 ASKED = ("api.test", 443, socket.AF_UNSPEC, socket.SOCK_STREAM)
 
@@ -78,6 +81,7 @@ def test_failure_serves_only_those_who_wait_for_it(names, resolver):
     assert ips(resolver) == ["192.0.2.1"]
 
 
+@linux
 def test_name_is_looked_up_again_after_none_of_its_addresses_was_reached(names, server, make_pool):
     names.answers = [["127.0.0.2"], ["127.0.0.1"]]  # the server listens at the second one
     pool = make_pool(base_url=f"http://api.test:{server.port}/v1", max_tries=2, max_wait=0.01)
@@ -86,13 +90,46 @@ def test_name_is_looked_up_again_after_none_of_its_addresses_was_reached(names, 
     assert answers.results[0].attempts == 2
 
 
-def test_next_attempt_begins_with_another_address(names, resolver):
-    """The first one may not answer at all. Then it takes all the time that an attempt has to connect."""
-    names.answers = [["192.0.2.1", "192.0.2.2"]]
-    assert ips(resolver) == ["192.0.2.1", "192.0.2.2"]
-    resolver.forget(*ASKED)
-    assert ips(resolver) == ["192.0.2.2", "192.0.2.1"]
-    assert names.asked == 2
+def test_failed_address_comes_last_for_ten_seconds(names, resolver, monkeypatch):
+    names.answers = [["192.0.2.1", "192.0.2.2", "2001:db8::1"]]
+    resolver.note_failure(("192.0.2.1", 443))
+    for _ in range(4):
+        assert ips(resolver) == ["192.0.2.2", "2001:db8::1", "192.0.2.1"]
+    monkeypatch.setattr(chatpool._http.resolver, "_FRESH", 0.0)
+    resolver.note_failure(("192.0.2.1", 443))
+    assert [ips(resolver)[0] for _ in range(2)] == ["192.0.2.1", "192.0.2.2"]
+
+
+@linux
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [["127.0.0.2", "127.0.0.1"]],
+        [["127.0.0.1", "127.0.0.2"]],
+        [["127.0.0.2", "127.0.0.1"], ["127.0.0.1", "127.0.0.2"]] * 10,
+    ],
+    ids=["dead one first", "dead one second", "a DNS server that gives them in turn"],
+)
+def test_address_that_does_not_answer_costs_each_call_one_attempt_at_most(answers, names, server, make_pool):
+    """It takes all the time that an attempt has to connect."""
+    names.answers = answers
+    with black_hole("127.0.0.2", server.port):
+        pool = make_pool(base_url=f"http://api.test:{server.port}/v1", timeout=(0.5, 10), max_tries=2, max_wait=0.01)
+        assert pool.map(["a"] * 8) == ["a"] * 8
+
+
+@contextlib.contextmanager
+def black_hole(ip, port):
+    """An address that answers no attempt to connect: its backlog is full."""
+    with contextlib.ExitStack() as opened:
+        listener = opened.enter_context(socket.socket())
+        listener.bind((ip, port))
+        listener.listen(0)
+        for _ in range(4):
+            filler = opened.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex((ip, port))
+        yield
 
 
 def test_cold_start_of_many_workers_looks_the_name_up_once(names, server, make_pool):

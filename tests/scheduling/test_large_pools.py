@@ -1,22 +1,18 @@
-"""The threads of a large pool run by turns, called by one that polls for all: over real sockets, none is forgotten."""
+"""Pools of hundreds of workers, over real sockets."""
 
 from __future__ import annotations
 
 import gc
 import io
 import os
-import sys
 import threading
 import time
 
-import pytest
 import requests
 
 from chatpool import ChatPool, DeadlineError
 from chatpool.testing import FakeChatServer, Reply
 from tests.conftest import chatpool_threads, wait_until
-
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="turns are called by epoll, which is Linux's")
 
 LARGE = 300  # workers
 
@@ -38,7 +34,6 @@ def test_large_pool_answers_everything():
 
 
 def test_server_that_drips_holds_up_nobody():
-    """No turn is kept while its thread waits, before the first byte or after."""
     with FakeChatServer() as server:
         server.script("failing", Reply("x" * 200, fault="drip"))
         with ChatPool(300, base_url=server.url, timeout=(30, 60), max_tries=1) as pool:
@@ -78,7 +73,7 @@ def test_closed_from_one_of_its_own_threads():
         assert wait_until(lambda: chatpool_threads() == [])
 
 
-def test_forked_child_has_its_own_usher(server):
+def test_forked_child_has_its_own_workers(server):
     with ChatPool(LARGE, base_url=server.url) as pool:
         pool.map(["x"] * 600)
         child = os.fork()
@@ -93,7 +88,6 @@ def test_forked_child_has_its_own_usher(server):
 
 
 def test_adapter_of_the_users_may_hold_all_requests_at_once():
-    """One with connections of its own, of which the pool cannot see when they wait for the network."""
     everybody = threading.Barrier(100)
 
     class Adapter(requests.adapters.BaseAdapter):
