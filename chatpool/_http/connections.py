@@ -195,7 +195,7 @@ def _connect(scope: CancelScope, connection: Any) -> socket.socket:
             return _connect_to(found, scope, connection)
         except OSError as error:
             failure = error
-        if scope.error is None:  # else somebody aborted it
+        if scope.error is None:  # else the call was cancelled
             current.resolver.note_failure(found[4])
         if scope.is_cut or time.monotonic() >= scope.timeout_at:
             break  # there is no time for another address

@@ -1,7 +1,7 @@
 """Name look-ups. Nothing can abort one that hangs, so each runs in a daemon thread that need not be waited for.
 
 An answer serves all connections for ten seconds, as with aiohttp's resolver. They begin with its addresses in turn, so
-that each server gets its share of them; one that could not be reached comes last for as long.
+that each server gets its share of them; one that could not be reached comes last for ten seconds.
 """
 
 from __future__ import annotations

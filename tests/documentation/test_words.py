@@ -27,7 +27,7 @@ SOURCES = [
 
 # A pattern, and the words to use in its place.
 WORDS = {
-    r"tells?(?!\()|told|telling": "say, show, report, return",  # a file.tell() is fine
+    r"tells?(?!\()|told|telling": "say, show, report, return",  # except the method of files
     r"mends?|mended": "fix",
     r"anew": "again",
     r"in vain": "(leave it out)",

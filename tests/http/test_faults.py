@@ -51,6 +51,7 @@ from chatpool import (
     RateLimitError,
 )
 from chatpool.testing import End, FakeChatServer, Raw, Reply, Request
+from tests.http.conftest import black_hole
 
 ANSWER = {"choices": [{"message": {"role": "assistant", "content": "well"}, "finish_reason": "stop"}]}
 BODY = json.dumps(ANSWER).encode()
@@ -235,19 +236,12 @@ def test_f01_refused_port(pool):
 
 
 def test_f02_black_hole_is_bounded_by_the_connect_timeout():
-    """A full backlog answers no SYN; all addresses of a name share one limit."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        port = listener.getsockname()[1]
-        fillers = [socket.socket() for _ in range(4)]
-        for filler in fillers:
-            filler.setblocking(False)
-            filler.connect_ex(("127.0.0.1", port))
-        with ChatPool(1, base_url=f"http://127.0.0.1:{port}/v1", max_tries=1, timeout=(0.3, 30)) as pool:
-            result = pool.submit("a").result(10)
-        for filler in fillers:
-            filler.close()
+    """All addresses of a name share one limit."""
+    with (
+        black_hole() as port,
+        ChatPool(1, base_url=f"http://127.0.0.1:{port}/v1", max_tries=1, timeout=(0.3, 30)) as pool,
+    ):
+        result = pool.submit("a").result(10)
     assert (type(result.error), result.error.code) == (APITimeoutError, "connect_timeout")
     assert 0.2 < result.elapsed < 10
 

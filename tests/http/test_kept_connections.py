@@ -38,35 +38,24 @@ EVENTS = [send_a_byte, end, reset, send_and_end]
 
 
 @pytest.fixture
-def sockets():
-    """A connection's two ends."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        client = socket.create_connection(listener.getsockname())
-        server, _ = listener.accept()
-        yield client, server
-        client.close()
-        server.close()
-
-
-@pytest.fixture
-def connection(sockets):
+def connection(ends):
     connection = AbortableHTTPConnection("127.0.0.1")
-    connection.sock = sockets[0]
+    connection.sock = ends[0]
     return connection
 
 
 @pytest.mark.parametrize("can_ask_the_kernel", [True, False])
 @pytest.mark.parametrize("event", EVENTS)
-def test_connection_is_not_used_again_after(event, can_ask_the_kernel, connection, sockets, monkeypatch):
+def test_connection_is_not_used_again_after(event, can_ask_the_kernel, connection, ends, monkeypatch):
     if not can_ask_the_kernel:
         monkeypatch.setattr(chatpool._http.connections, "_is_quiet", lambda sock: False)
     assert connection.is_connected
-    event(sockets[1])
+    event(ends[1])
     assert wait_until(lambda: not connection.is_connected)
 
 
-def test_connection_is_used_again_once_all_is_read(connection, sockets):
-    client, server = sockets
+def test_connection_is_used_again_once_all_is_read(connection, ends):
+    client, server = ends
     server.sendall(b"x" * 100_000)
     missing = 100_000
     while missing:
@@ -76,8 +65,8 @@ def test_connection_is_used_again_once_all_is_read(connection, sockets):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems poll")
 @pytest.mark.parametrize("event", EVENTS)
-def test_kernel_says_whether_a_connection_is_quiet(event, sockets):
-    client, server = sockets
+def test_kernel_says_whether_a_connection_is_quiet(event, ends):
+    client, server = ends
     assert _is_quiet(client)
     event(server)
     assert wait_until(lambda: not _is_quiet(client))

@@ -22,17 +22,6 @@ def loaded():
     load_send()
 
 
-@pytest.fixture
-def ends():
-    """A connection's two ends."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        client = socket.create_connection(listener.getsockname())
-        server, _ = listener.accept()
-        with client, server:
-            server.settimeout(10)
-            yield client, server
-
-
 def receive(sock, size):
     data = b""
     while len(data) < size and (more := sock.recv(size)):
@@ -101,7 +90,7 @@ def test_tool_that_watches_sockets_sees_every_request(how, server, monkeypatch):
 
 
 @linux
-def test_socket_that_cannot_send_raises_as_before(ends):
+def test_socket_that_cannot_send_raises(ends):
     client, _ = ends
     client.shutdown(socket.SHUT_WR)
     assert send_at_once(client, b"x") == 0
@@ -118,7 +107,7 @@ def test_other_kinds_of_sockets_send_by_themselves(ends):
         assert receive(server, 8) == b"headbody"
 
 
-def test_python_without_ctypes_sends_as_before(ends, monkeypatch):
+def test_python_without_ctypes_uses_socket_send(ends, monkeypatch):
     monkeypatch.setitem(sys.modules, "ctypes", None)
     monkeypatch.setattr(chatpool._http.plain_send, "_libc_send", None)
     load_send()

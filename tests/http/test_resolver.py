@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import sys
 import threading
@@ -12,6 +11,7 @@ import pytest
 import chatpool._http.resolver
 from chatpool._http.cancel import CancelScope
 from chatpool._http.resolver import Resolver
+from tests.http.conftest import black_hole
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="others have no address 127.0.0.2")
 V4, V6 = socket.AF_INET, socket.AF_INET6
@@ -116,20 +116,6 @@ def test_address_that_does_not_answer_costs_each_call_one_attempt_at_most(answer
     with black_hole("127.0.0.2", server.port):
         pool = make_pool(base_url=f"http://api.test:{server.port}/v1", timeout=(0.5, 10), max_tries=2, max_wait=0.01)
         assert pool.map(["a"] * 8) == ["a"] * 8
-
-
-@contextlib.contextmanager
-def black_hole(ip, port):
-    """An address that answers no attempt to connect: its backlog is full."""
-    with contextlib.ExitStack() as opened:
-        listener = opened.enter_context(socket.socket())
-        listener.bind((ip, port))
-        listener.listen(0)
-        for _ in range(4):
-            filler = opened.enter_context(socket.socket())
-            filler.setblocking(False)
-            filler.connect_ex((ip, port))
-        yield
 
 
 def test_cold_start_of_many_workers_looks_the_name_up_once(names, server, make_pool):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import socket
 import ssl
@@ -21,6 +22,7 @@ from chatpool import (
 )
 from chatpool.testing import FakeChatServer, Reply
 from tests.conftest import chatpool_threads, wait_until
+from tests.http.conftest import black_hole
 
 SILENT = ["stall", "stall_midway", "drip", "drip_headers"]
 LIMIT = 0.4  # seconds that an answer may take; it would take 50 and more
@@ -89,20 +91,15 @@ def test_tls_handshake_that_never_ends_is_bounded_by_the_connect_timeout():
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_deadline_cuts_connecting_too(scheme):
     """A black hole, or a handshake that never ends: the deadline holds, and the pool can be closed at once."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0 if scheme == "http" else 50)
-        port = listener.getsockname()[1]
-        fillers = [socket.socket() for _ in range(4)] if scheme == "http" else []
-        for filler in fillers:
-            filler.setblocking(False)
-            filler.connect_ex(("127.0.0.1", port))
+    with contextlib.ExitStack() as opened:
+        if scheme == "http":
+            port = opened.enter_context(black_hole())
+        else:
+            port = opened.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
         began = time.monotonic()
         with ChatPool(4, base_url=f"{scheme}://127.0.0.1:{port}/v1", timeout=(30, 30)) as pool:
             answers = pool.map(["a"] * 4, deadline=LIMIT)
         assert time.monotonic() - began < LIMIT + 2 * GRACE
-        for filler in fillers:
-            filler.close()
     assert {type(result.error) for result in answers.results} == {DeadlineError}
 
 
